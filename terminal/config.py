@@ -1,0 +1,200 @@
+"""Configuration: one TOML file, read by both services, checked whole before anything starts.
+
+Every value is typed and named, an unknown key is an error, and a message names the place
+(`$.limits.EUR.offline_sum`), what is wrong and what would do. Secrets are never here:
+keys come from credentials (`terminal.ledger.keys`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from terminal.money import Amount, Currency, MoneyError, currency
+
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+_Hex = Annotated[str, msgspec.Meta(pattern="^([0-9A-Fa-f]{2})+$")]
+_Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_PositiveMs = Annotated[int, msgspec.Meta(ge=1, le=600_000)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used: nothing was started, no sale was touched."""
+
+
+class OfflinePolicy(Enum):
+    """What becomes of a sale that the host cannot decide in time."""
+
+    EMV = "emv"  # by the card's and the terminal's rules: after a contactless ARQC that is a decline
+    DEFERRED = "deferred"  # accepted within limits at the merchant's risk, the host decides later
+    DECLINE = "decline"
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class TerminalSection(_Section, frozen=True):
+    """Who this terminal is and how it speaks."""
+
+    id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9-]{1,32}$")]
+    merchant: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9-]{1,32}$")]
+    country: Annotated[int, msgspec.Meta(ge=1, le=999)]  # ISO 3166-1 numeric, EMV tag 9F1A
+    currency: str
+    language: Annotated[str, msgspec.Meta(pattern="^[a-z]{2}$")] = "en"
+
+
+class LedgerSection(_Section, frozen=True):
+    """Where the terminal service keeps its own store. `keys` defaults to systemd's credentials directory."""
+
+    directory: Path = Path("/var/lib/payterm/ledger")
+    keys: Path | None = None
+    journal_mib: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 256
+
+
+class SocketSection(_Section, frozen=True):
+    """The local socket. A user named here alone holds that role; root and the service's own user hold the others."""
+
+    path: Path = Path("/run/payterm/terminal.sock")
+    sync_user: str | None = None
+    register_user: str | None = None
+
+
+class ReaderSection(_Section, frozen=True):
+    """The contactless reader: a PN532 on a serial line."""
+
+    path: str = "/dev/ttyAMA0"
+
+
+class DisplaySection(_Section, frozen=True):
+    """The OLED on I2C."""
+
+    i2c_port: Annotated[int, msgspec.Meta(ge=0, le=31)] = 1
+    i2c_address: Annotated[int, msgspec.Meta(ge=0x08, le=0x77)] = 0x3C
+
+
+class SaleSection(_Section, frozen=True):
+    """How long each part of a sale may take, and what happens without the host."""
+
+    offline: OfflinePolicy = OfflinePolicy.DEFERRED
+    authorisation_timeout_ms: _PositiveMs = 8_000
+    card_timeout_ms: _PositiveMs = 60_000
+    result_hold_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 1_500
+
+
+class LimitsSection(_Section, frozen=True):
+    """Per currency: the most that one sale may be, and how much may stand accepted without the host's answer."""
+
+    transaction: str
+    offline_transaction: str
+    offline_sum: str
+    offline_count: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 50
+    offline_age_hours: Annotated[int, msgspec.Meta(ge=1, le=8_760)] = 72
+
+
+class HostSection(_Section, frozen=True):
+    """The operator's host. The fingerprints are compared by a person with those the operator gives out."""
+
+    url: Annotated[str, msgspec.Meta(pattern="^https://[^/].*$")]
+    sealing_fingerprint: _Fingerprint
+    answer_fingerprint: _Fingerprint
+    ca: Path | None = None
+    client_certificate: Path | None = None
+    connect_timeout_ms: _PositiveMs = 4_000
+    read_timeout_ms: _PositiveMs = 10_000
+
+
+class SyncSection(_Section, frozen=True):
+    """Where the sync service keeps its own store. `keys` defaults to systemd's credentials directory."""
+
+    directory: Path = Path("/var/lib/payterm-sync")
+    keys: Path | None = None
+    backoff_min_ms: _PositiveMs = 500
+    backoff_max_ms: _PositiveMs = 60_000
+
+
+class AidSection(_Section, frozen=True):
+    """An application that this terminal takes, with its kernel and contactless limits (Book A, 5)."""
+
+    aid: _Hex
+    kernel: Annotated[int, msgspec.Meta(ge=1, le=255)]
+    ttq: _Hex = "26804000"
+    contactless_transaction: int | None = None
+    contactless_floor: int | None = None
+    cvm_required: int | None = None
+    zero_amount_allowed: bool = False
+
+
+class CaKeySection(_Section, frozen=True):
+    """A certification authority public key. The checksum is verified when it is loaded (Book 2, 11.2.2)."""
+
+    rid: _Hex
+    index: _Hex
+    modulus: _Hex
+    exponent: _Hex
+    checksum: _Hex | None = None
+
+
+VISA_KERNEL_3 = AidSection(aid="A000000003", kernel=3)
+
+
+class Config(_Section, frozen=True):
+    """The whole file."""
+
+    terminal: TerminalSection
+    host: HostSection
+    limits: dict[str, LimitsSection]
+    ledger: LedgerSection = LedgerSection()
+    socket: SocketSection = SocketSection()
+    reader: ReaderSection = ReaderSection()
+    display: DisplaySection = DisplaySection()
+    sale: SaleSection = SaleSection()
+    sync: SyncSection = SyncSection()
+    aids: tuple[AidSection, ...] = (VISA_KERNEL_3,)
+    ca_keys: tuple[CaKeySection, ...] = ()
+
+    @property
+    def currency(self) -> Currency:
+        return currency(self.terminal.currency)
+
+    def limit(self, name: str, code: str | None = None) -> Amount:
+        """One of the amounts of a `LimitsSection`, in the terminal's currency unless said otherwise."""
+        unit = currency(code or self.terminal.currency)
+        return Amount.parse(getattr(self.limits[unit.code], name), unit)
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises `ConfigError` with the place, the reason and the remedy."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}. Nothing was started. Name a readable file with --config, or create this one."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}. Nothing was started.") from error
+    try:
+        config = msgspec.convert(raw, Config, dec_hook=_decode, strict=True)
+        _check(config)
+    except (msgspec.ValidationError, MoneyError) as error:
+        raise ConfigError(f"{path}: {error}. Nothing was started.") from error
+    return config
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise msgspec.ValidationError(f"{value!r} is no {kind.__name__}")
+
+
+def _check(config: Config) -> None:
+    """What types cannot say: amounts that parse, and limits for the terminal's own currency."""
+    if config.currency.code not in config.limits:
+        raise MoneyError(f"[limits.{config.currency.code}] is missing: the terminal's currency needs its limits")
+    for code in config.limits:
+        for name in ("transaction", "offline_transaction", "offline_sum"):
+            config.limit(name, code)

@@ -1,0 +1,246 @@
+"""The local socket: one JSON object a line, small, versioned, answered in order (docs/formats.md, Local socket).
+
+This module carries calls; what they do is the caller's table of handlers. Who may call what is decided by the peer's
+user id, which the kernel vouches for, and by nothing that the peer says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pwd
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+LINE_BYTES_MAX: Final = 65_536  # a fetch of several envelopes fits; a peer that sends more is not one of ours
+CONNECTIONS_MAX: Final = 16  # sync, a register, a few commands; each costs a thread
+CALL_TIMEOUT_S: Final = 10.0  # beyond what a call itself asks to wait: the terminal answers from memory and one flush
+_VERSION: Final = 1
+
+_log = logging.getLogger(__name__)
+_Arguments = TypeVar("_Arguments")
+
+
+class ControlError(Exception):
+    """A call on the local socket that did not do its work."""
+
+
+class TerminalUnavailable(ControlError):
+    """Nobody answers at the socket. What was stored stays stored; try again when the terminal service runs."""
+
+
+class CallRefused(ControlError):
+    """The terminal answered with an error. `code` is a stable word."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Role(Enum):
+    SYNC = "sync"
+    REGISTER = "register"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Which user ids hold which role."""
+
+    of_uid: Mapping[int, frozenset[Role]]
+
+    @classmethod
+    def build(cls, *, sync_user: str | None, register_user: str | None) -> Roles:
+        """Root and our own user hold each role that no user is named for. Raises `KeyError` for an unknown user."""
+        named = {Role.SYNC: sync_user, Role.REGISTER: register_user}
+        unnamed = frozenset({Role.OPERATOR} | {role for role, user in named.items() if user is None})
+        of_uid = {0: unnamed, os.getuid(): unnamed}
+        for role, user in named.items():
+            if user is not None:
+                uid = pwd.getpwnam(user).pw_uid
+                of_uid[uid] = of_uid.get(uid, frozenset()) | {role}
+        return cls(of_uid)
+
+    def held_by(self, uid: int) -> frozenset[Role]:
+        return self.of_uid.get(uid, frozenset())
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    v: int
+    id: int
+    do: str
+    with_: dict[str, Any] = msgspec.field(name="with", default_factory=dict)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    v: int
+    id: int
+    ok: Any = None
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One entry of the table of calls: the shape of its arguments, what it does, and which roles may (empty: any)."""
+
+    arguments: type[Any]
+    handle: Callable[[Any], Any]
+    roles: frozenset[Role] = frozenset()
+
+
+class ControlServer:
+    """Serves a table of calls on a Unix socket, a thread per connection."""
+
+    def __init__(self, path: Path, roles: Roles, calls: Mapping[str, Call]) -> None:
+        self._path = path
+        self._roles = roles
+        self._calls = calls
+        self._places = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        self._closing = threading.Event()
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(str(path))
+        path.chmod(0o666)  # who may speak is decided by peer credentials, not by the file's mode
+        self._socket.listen(CONNECTIONS_MAX)
+        self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop accepting; running calls end with their connections."""
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+        self._thread.join(CALL_TIMEOUT_S)
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            if not self._places.acquire(blocking=False):
+                _log.warning("control: more than %d connections, one turned away", CONNECTIONS_MAX)
+                connection.close()
+                continue
+            threading.Thread(target=self._serve, args=(connection,), name="control call", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection, connection.makefile("rb") as lines:
+                held = self._roles.held_by(_peer_uid(connection))
+                while line := lines.readline(LINE_BYTES_MAX + 1):
+                    if len(line) > LINE_BYTES_MAX:
+                        return
+                    connection.sendall(msgspec.json.encode(self._answer(line, held)) + b"\n")
+        except OSError:
+            pass  # the peer left; whatever its call did is done, and it may ask again
+        finally:
+            self._places.release()
+
+    def _answer(self, line: bytes, held: frozenset[Role]) -> Answer:
+        number = 0
+        try:
+            request = msgspec.json.decode(line, type=Request)
+            number = request.id
+            if request.v != _VERSION:
+                raise CallRefused("version", f"this terminal speaks version {_VERSION} of the socket's messages")
+            call = self._calls.get(request.do)
+            if call is None:
+                raise CallRefused("unknown_call", f"there is no call {request.do!r}")
+            if call.roles and not call.roles & held:
+                raise CallRefused("not_allowed", f"{request.do} is not for this user")
+            arguments = msgspec.convert(request.with_, call.arguments)
+            return Answer(_VERSION, number, ok=msgspec.to_builtins(call.handle(arguments)))
+        except CallRefused as refused:
+            return Answer(_VERSION, number, error=Failure(refused.code, str(refused)))
+        except msgspec.MsgspecError as error:
+            return Answer(_VERSION, number, error=Failure("malformed", str(error)))
+        except Exception:  # noqa: BLE001
+            # A bug in one call must not take the terminal down in the middle of somebody's sale.
+            _log.exception("control: a call failed")
+            return Answer(_VERSION, number, error=Failure("internal", "the call failed; the terminal's log says why"))
+
+
+class ControlClient:
+    """Calls the terminal. Connects when needed, reconnects after a failure. Not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._received = bytearray()
+        self._number = 0
+
+    def call(self, do: str, *, answer: type[_Arguments], wait_ms: int = 0, **arguments: Any) -> _Arguments:
+        """One call. `wait_ms` is how long the call itself may wait. Raises `TerminalUnavailable`, `CallRefused`."""
+        self._number += 1
+        if wait_ms:
+            arguments["wait_ms"] = wait_ms
+        line = msgspec.json.encode(Request(_VERSION, self._number, do, arguments)) + b"\n"
+        try:
+            connection = self._connected()
+            connection.settimeout(CALL_TIMEOUT_S + wait_ms / 1000)
+            connection.sendall(line)
+            reply = msgspec.json.decode(self._line(connection), type=Answer)
+        except (OSError, msgspec.MsgspecError) as error:
+            self.close()
+            raise TerminalUnavailable(
+                f"the terminal service does not answer at {self._path}: {error}. Stored sales are safe; start payterm."
+            ) from error
+        if reply.error is not None:
+            raise CallRefused(reply.error.code, reply.error.message)
+        if reply.id != self._number:
+            self.close()
+            raise TerminalUnavailable("the terminal answered another call: connection dropped, try again")
+        return msgspec.convert(reply.ok, answer)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+        self._received.clear()
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                fresh.settimeout(CALL_TIMEOUT_S)
+                fresh.connect(str(self._path))
+            except OSError:
+                fresh.close()
+                raise
+            self._socket = fresh
+        return self._socket
+
+    def _line(self, connection: socket.socket) -> bytes:
+        while b"\n" not in self._received:
+            part = connection.recv(LINE_BYTES_MAX)
+            if not part or len(self._received) > 4 * LINE_BYTES_MAX:
+                raise ConnectionError("the connection ended in the middle of an answer")
+            self._received += part
+        line, _, rest = bytes(self._received).partition(b"\n")
+        self._received = bytearray(rest)
+        return line
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    """The peer's user id, by SO_PEERCRED (unix(7))."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _pid, uid, _gid = struct.unpack("3i", raw)
+    return int(uid)
