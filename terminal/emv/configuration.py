@@ -1,0 +1,174 @@
+"""What a transaction is run with: the terminal's settings, the request, what the outside lends, and what entry point
+hands to a kernel (Book A, 5; Book B, 2 and 3.1).
+
+Values only. Where settings come from, and which of them a merchant may change, is for whoever builds a `Setup`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from terminal.emv.authentication import CaKeys, RevokedCertificate, Trust
+from terminal.emv.outcome import Pan, UiRequest
+from terminal.emv.tags import Kernel3Tag, Tag
+from terminal.money import Amount
+
+AID_BYTES_MIN: Final = 5
+AID_BYTES_MAX: Final = 16
+UNPREDICTABLE_NUMBER_BYTES: Final = 4
+CONTACTLESS_ENTRY_MODE: Final = b"\x07"  # 9F39: contactless, chip data (ISO 8583:1987, data element 22)
+
+
+class ConfigurationError(ValueError):
+    """Settings that no transaction can be run with; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RandomSelection:
+    """Random transaction selection for online (Book 3, 10.6.2); `threshold` in minor units."""
+
+    threshold: int
+    target_percent: int
+    max_target_percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What entry point checks for one combination (Book A, 5). Amounts in minor units; None: no such limit.
+
+    `ttq` stands in for tag 9F66 of the combination. `transaction_types` None: all.
+    """
+
+    status_check: bool = False
+    zero_amount_allowed: bool | None = None
+    contactless_transaction: int | None = None
+    contactless_floor: int | None = None
+    terminal_floor: int | None = None
+    cvm_required: int | None = None
+    ttq: bytes | None = None
+    extended_selection: bool = False
+    transaction_types: frozenset[int] | None = None
+    random: RandomSelection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """An AID, the kernel that processes it, and the settings of the two together. Raises `ConfigurationError`."""
+
+    aid: bytes
+    kernel: int
+    limits: Limits = Limits()
+    tags: Mapping[int, bytes] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        if not AID_BYTES_MIN <= len(self.aid) <= AID_BYTES_MAX:
+            raise ConfigurationError(f"AID {self.aid.hex().upper()} must have {AID_BYTES_MIN} to {AID_BYTES_MAX} bytes")
+        if self.ttq is not None and len(self.ttq) != Kernel3Tag.TTQ.length_max:
+            raise ConfigurationError(f"AID {self.aid.hex().upper()}: the TTQ (9F66) must have 4 bytes")
+
+    @property
+    def ttq(self) -> bytes | None:
+        """Terminal Transaction Qualifiers as configured."""
+        return self.limits.ttq if self.limits.ttq is not None else self.tags.get(Kernel3Tag.TTQ)
+
+
+@dataclass(frozen=True, slots=True)
+class ExceptionEntry:
+    """A card that must not be accepted; `psn` None: whatever its PAN sequence number."""
+
+    pan: Pan
+    psn: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A terminal as it stands: terminal-wide data objects, combinations in order of preference, and what it trusts."""
+
+    terminal: Mapping[int, bytes]
+    combinations: tuple[Combination, ...]
+    ca_keys: CaKeys = field(default_factory=CaKeys)
+    revoked: frozenset[RevokedCertificate] = frozenset()
+    exceptions: frozenset[ExceptionEntry] = field(default=frozenset(), repr=False)
+
+    def trust(self, date: datetime.date) -> Trust:
+        return Trust(self.ca_keys, self.revoked, date)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the merchant wants: an amount, part of which may be cashback, a transaction type (9C), and when."""
+
+    amount: Amount
+    date: datetime.date
+    time: datetime.time
+    transaction_type: int = 0x00
+    amount_other_minor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the outside lends to a kernel: chance (4 fresh bytes a call) and a screen. Neither may block."""
+
+    unpredictable_number: Callable[[], bytes]
+    notify: Callable[[UiRequest], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Indicators:
+    """What pre-processing found for one combination (Book B, 3.1.1)."""
+
+    status_check_requested: bool = False
+    contactless_not_allowed: bool = False
+    zero_amount: bool = False
+    cvm_required_exceeded: bool = False
+    floor_exceeded: bool = False
+    transaction_exceeded: bool = False  # not an indicator of the books: why the application is not allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What entry point hands over with a selected application (Book B, 3.4)."""
+
+    combination: Combination
+    indicators: Indicators
+    ttq: bytes | None  # as pre-processing left it
+    adf_name: bytes
+    label: bytes  # from the directory, if it had one
+    fci: bytes  # the whole answer to SELECT
+
+
+def transaction_objects(
+    setup: Setup, request: Request, environment: Environment, activation: Activation
+) -> dict[int, bytes]:
+    """Every data object that the terminal states, with a fresh unpredictable number. Raises `ConfigurationError`."""
+    unpredictable_number = environment.unpredictable_number()
+    if len(unpredictable_number) != UNPREDICTABLE_NUMBER_BYTES:
+        raise ConfigurationError("the source of unpredictable numbers must give 4 bytes: no card was charged")
+    currency = request.amount.currency
+    objects: dict[int, bytes] = {
+        **setup.terminal,
+        **activation.combination.tags,
+        Tag.AID: activation.combination.aid,
+        Tag.AMOUNT_AUTHORISED: bcd(request.amount.minor, 6),
+        Tag.AMOUNT_OTHER: bcd(request.amount_other_minor, 6),
+        Tag.TRANSACTION_CURRENCY_CODE: bcd(currency.number, 2),
+        Tag.TRANSACTION_CURRENCY_EXPONENT: bcd(currency.exponent, 1),
+        Tag.TRANSACTION_DATE: bytes.fromhex(f"{request.date:%y%m%d}"),
+        Tag.TRANSACTION_TIME: bytes.fromhex(f"{request.time:%H%M%S}"),
+        Tag.TRANSACTION_TYPE: bytes((request.transaction_type,)),
+        Tag.UNPREDICTABLE_NUMBER: unpredictable_number,
+        Tag.TVR: bytes(Tag.TVR.length_max),
+        Tag.POS_ENTRY_MODE: CONTACTLESS_ENTRY_MODE,
+    }
+    if activation.ttq is not None:
+        objects[Kernel3Tag.TTQ] = activation.ttq
+    return {int(tag): value for tag, value in objects.items()}
+
+
+def bcd(number: int, size: int) -> bytes:
+    """A number in format n, `size` bytes."""
+    return bytes.fromhex(f"{number:0{2 * size}d}")

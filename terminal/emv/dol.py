@@ -1,0 +1,50 @@
+"""Data object lists: what a card asks to be sent, and the bytes that answer it (EMV 4.4 Book 3, 5.4).
+
+A list names tags and lengths, the answer holds values only, each made to fit. Which command the answer goes into is for
+the step that sends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from terminal.emv import tags, tlv
+from terminal.emv.tags import Format
+
+
+class Entry(NamedTuple):
+    """One line of a list; `length` in bytes, as the card wants it."""
+
+    tag: int
+    length: int
+
+
+def entries(dol: bytes) -> Iterator[Entry]:
+    """The entries in order. Raises `TlvError` where the list stops making sense, after those before it."""
+    at = 0
+    while at < len(dol):
+        tag, at = tlv.read_tag(dol, at)
+        if at == len(dol):
+            raise tlv.TlvError("a data object list ends before the length of its last entry")
+        yield Entry(tag, dol[at])
+        at += 1
+
+
+def build(dol: bytes, values: Mapping[int, bytes], kernel: int | None = None) -> bytes:
+    """The values that `dol` asks for, one after the other. Raises `TlvError`."""
+    return b"".join(_fit(entry, values.get(entry.tag), kernel) for entry in entries(dol))
+
+
+def _fit(entry: Entry, value: bytes | None, kernel: int | None) -> bytes:
+    tag, length = entry
+    if value is None or tlv.is_constructed(tag):
+        return bytes(length)
+    definition = tags.lookup(tag, kernel)
+    match definition.format if definition else Format.B:
+        case Format.N:
+            return value[max(0, len(value) - length) :].rjust(length, b"\x00")
+        case Format.CN:
+            return value[:length].ljust(length, b"\xff")
+        case _:
+            return value[:length].ljust(length, b"\x00")

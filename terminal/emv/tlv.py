@@ -1,0 +1,125 @@
+"""BER-TLV as EMV uses it (EMV 4.4 Book 3, Annex B): read strictly, because what is read comes from a card.
+
+Definite lengths only, tags of one to three bytes, bounded depth and size. The one tolerance is the books' own: 00 bytes
+before, between and after data objects mean nothing. What a data object means, and who may send it, is for `tags`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+TAG_BYTES_MAX: Final = 3  # EMV's own tags take one or two bytes, kernel 2's (DF8117) three
+LENGTH_BYTES_MAX: Final = 2  # after 81 or 82; two bytes state 65,535, a response APDU carries 256
+SIZE_MAX: Final = 0xFFFF  # bytes in one parse: what LENGTH_BYTES_MAX can state
+DEPTH_MAX: Final = 8  # the books nest five deep: 6F, A5, BF0C, 61, 73
+
+
+class TlvError(ValueError):
+    """These bytes are no BER-TLV, or no data object list. The message never quotes them: they may be card data."""
+
+
+class Node(NamedTuple):
+    """One data object; `children` is filled when the tag is constructed."""
+
+    tag: int
+    value: bytes
+    children: tuple[Node, ...] = ()
+
+    def find(self, tag: int) -> Node | None:
+        """The first child with this tag."""
+        return next((child for child in self.children if child.tag == tag), None)
+
+
+def is_constructed(tag: int) -> bool:
+    """Whether the value of this tag is itself BER-TLV (bit 6 of the first byte)."""
+    return bool(_tag_bytes(tag)[0] & 0x20)
+
+
+def read_tag(data: bytes, at: int) -> tuple[int, int]:
+    """The tag that begins at `at`, and where it ends. Raises `TlvError`."""
+    end = at + 1
+    if data[at] & 0x1F == 0x1F:  # more bytes follow, each but the last with its top bit set
+        while True:
+            if end >= len(data):
+                raise TlvError("the data ends inside a tag")
+            if end - at >= TAG_BYTES_MAX:
+                raise TlvError(f"a tag is longer than {TAG_BYTES_MAX} bytes")
+            end += 1
+            if not data[end - 1] & 0x80:
+                break
+    return int.from_bytes(data[at:end], "big"), end
+
+
+def _read_length(data: bytes, at: int) -> tuple[int, int]:
+    if at >= len(data):
+        raise TlvError("the data ends before a length")
+    first = data[at]
+    if first < 0x80:
+        return first, at + 1
+    size = first & 0x7F
+    if not 1 <= size <= LENGTH_BYTES_MAX:
+        raise TlvError("a length is indefinite or longer than EMV allows")
+    end = at + 1 + size
+    if end > len(data):
+        raise TlvError("the data ends inside a length")
+    return int.from_bytes(data[at + 1 : end], "big"), end
+
+
+def _nodes(data: bytes, depth: int) -> Iterator[Node]:
+    if depth == 0:
+        raise TlvError(f"data objects are nested deeper than {DEPTH_MAX}")
+    at = 0
+    while at < len(data):
+        if data[at] == 0:
+            at += 1
+            continue
+        tag, at = read_tag(data, at)
+        length, at = _read_length(data, at)
+        value = data[at : at + length]
+        if len(value) != length:
+            raise TlvError("a data object is longer than the data that holds it")
+        at += length
+        yield Node(tag, value, tuple(_nodes(value, depth - 1)) if is_constructed(tag) else ())
+
+
+def parse(data: bytes) -> tuple[Node, ...]:
+    """All data objects in `data`, constructed ones taken apart. Raises `TlvError`."""
+    if len(data) > SIZE_MAX:
+        raise TlvError(f"more than {SIZE_MAX} bytes of data objects")
+    return tuple(_nodes(data, DEPTH_MAX))
+
+
+def parse_one(data: bytes, tag: int) -> Node:
+    """The single data object that `data` must consist of. Raises `TlvError`."""
+    nodes = parse(data)
+    if len(nodes) != 1 or nodes[0].tag != tag:
+        raise TlvError(f"expected one data object {tag:X} and nothing else")
+    return nodes[0]
+
+
+def primitives(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Every primitive data object in `nodes`, templates opened, in order."""
+    for node in nodes:
+        if is_constructed(node.tag):
+            yield from primitives(node.children)
+        else:
+            yield node
+
+
+def _tag_bytes(tag: int) -> bytes:
+    return tag.to_bytes(max(1, (tag.bit_length() + 7) // 8), "big")
+
+
+def encode(tag: int, value: bytes) -> bytes:
+    """One data object, its length in the shortest form. Raises `TlvError` for a value that EMV cannot state."""
+    size = len(value)
+    if size > SIZE_MAX:
+        raise TlvError(f"a value is longer than {SIZE_MAX} bytes")
+    if size < 0x80:
+        length = bytes((size,))
+    elif size <= 0xFF:
+        length = bytes((0x81, size))
+    else:
+        length = b"\x82" + size.to_bytes(2, "big")
+    return _tag_bytes(tag) + length + value
