@@ -1,0 +1,226 @@
+"""Envelopes to the host, and its answers (docs/formats.md, Sealed card data, Envelope and answer).
+
+Card data is sealed with HPKE to the host's public key, bound to its sale by the `info` string: this terminal cannot
+open it again. The envelope around it is a signed JWS, so that whoever carries it can withhold it but not alter it. An
+answer counts only with the host's signature over exactly the sale and the envelope that were sent. Any JOSE library
+reads both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from base64 import urlsafe_b64encode
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from jwt.api_jws import PyJWS
+from jwt.exceptions import InvalidTokenError
+
+from terminal.ledger.errors import AnswerRejected
+from terminal.ledger.journal import PAYLOAD_BYTES_MAX
+from terminal.ledger.keys import key_id
+from terminal.ledger.values import Answer, Event, ReversalReason, Transaction, Verdict
+
+CARD_BYTES_MAX: Final = 4096  # the data objects of the online record are under 600 bytes
+ENVELOPE_CHARS_MAX: Final = PAYLOAD_BYTES_MAX  # it must fit beside its record in the journal
+ANSWER_CHARS_MAX: Final = PAYLOAD_BYTES_MAX
+_ID: Final = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
+
+_SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+_SEALING_ADDS_BYTES: Final = 48  # encapsulated key and tag
+_JWS: Final = PyJWS(algorithms=["EdDSA"])
+_ENVELOPE_TYPE: Final = "payterm-envelope"
+_ANSWER_TYPE: Final = "payterm-answer"
+
+
+def digest(jws: str) -> str:
+    """SHA-256 of an envelope as it is sent, in hex: what an answer refers to."""
+    return hashlib.sha256(jws.encode("ascii")).hexdigest()
+
+
+def sealing_info(host_key_id: str, terminal: str, epoch: int, transaction: Transaction) -> bytes:
+    """What binds sealed card data to its sale; whoever opens it must build the same."""
+    name = terminal.encode("ascii")
+    return b"".join((
+        b"payterm sealed card 1\0",
+        bytes.fromhex(host_key_id),
+        bytes((len(name),)),
+        name,
+        struct.pack(">I", epoch),
+        transaction.id.bytes,
+        struct.pack(">Q", transaction.amount.minor),
+        transaction.amount.currency.code.encode("ascii"),
+    ))  # fmt: skip
+
+
+class Envelopes:
+    """Seals and signs for one terminal in one epoch."""
+
+    def __init__(
+        self,
+        signing_key: Ed25519PrivateKey,
+        host_sealing_key: X25519PublicKey,
+        terminal: str,
+        merchant: str,
+        epoch: int,
+    ) -> None:
+        for name in (terminal, merchant):
+            if not _ID.fullmatch(name):
+                raise ValueError(f"{name!r} is no id: 1 to 64 printable ASCII characters without blanks")
+        self._signing_key = signing_key
+        self._verifying_key = signing_key.public_key()
+        self._host_sealing_key = host_sealing_key
+        self._host_key_id = key_id(host_sealing_key)
+        self._header = {"alg": "EdDSA", "typ": _ENVELOPE_TYPE, "kid": key_id(self._verifying_key)}
+        self.terminal: Final = terminal
+        self._merchant = merchant
+        self._epoch = epoch
+
+    def authorisation(
+        self,
+        transaction: Transaction,
+        *,
+        number: int,
+        card: bytes,
+        deferred: bool,
+        kernel: int,
+        scheme: str,
+        oda: str,
+        cvm: str,
+    ) -> str:
+        """Ask the host to authorise, or (`deferred`) to take over what was accepted here. `card`: BER-TLV in clear."""
+        if not 0 < len(card) <= CARD_BYTES_MAX:
+            raise ValueError(f"card data has 1 to {CARD_BYTES_MAX} bytes")
+        info = sealing_info(self._host_key_id, self.terminal, self._epoch, transaction)
+        sealed = _SUITE.encrypt(card, self._host_sealing_key, info=info)
+        # Only the host can open it; what can be seen from here is that it is not the plaintext.
+        if len(sealed) != len(card) + _SEALING_ADDS_BYTES or card in sealed:
+            raise ValueError("sealing the card data failed")
+        return self._sign({
+            **self._facts(transaction, Event.AUTHORISATION, number),
+            "deferred": deferred,
+            "kernel": kernel,
+            "scheme": scheme,
+            "oda": oda,
+            "cvm": cvm,
+            "host_key": self._host_key_id,
+            "sealed": urlsafe_b64encode(sealed).rstrip(b"=").decode(),
+        })  # fmt: skip
+
+    def reversal(self, transaction: Transaction, *, number: int, reason: ReversalReason) -> str:
+        """Tell the host that the sale did not happen."""
+        return self._sign({**self._facts(transaction, Event.REVERSAL, number), "reason": reason.value})
+
+    def _facts(self, transaction: Transaction, event: Event, number: int) -> dict[str, Any]:
+        return {
+            "v": 1,
+            "event": event.value,
+            "transaction": str(transaction.id),
+            "terminal": self.terminal,
+            "merchant": self._merchant,
+            "epoch": self._epoch,
+            "number": number,
+            "kind": transaction.kind.value,
+            "amount": transaction.amount.minor,
+            "currency": transaction.amount.currency.code,
+            "opened_at": transaction.opened_at_ms,
+            "clock_synchronised": transaction.clock_synchronised,
+            "sequence": transaction.number,
+        }
+
+    def _sign(self, payload: dict[str, Any]) -> str:
+        encoded = msgspec.json.encode(payload)
+        jws = _JWS.encode(encoded, self._signing_key, algorithm="EdDSA", headers=self._header)
+        if len(jws) > ENVELOPE_CHARS_MAX:
+            raise ValueError(f"an envelope has at most {ENVELOPE_CHARS_MAX} characters")
+        # Verify before writing: the host refuses a bad signature only when the customer is long gone.
+        if _JWS.decode(jws, self._verifying_key, algorithms=["EdDSA"]) != encoded:
+            raise ValueError("the signed envelope does not read back")
+        return jws
+
+
+_Word = Annotated[str, msgspec.Meta(pattern=r"\A[\x20-\x7e]*\Z", max_length=64)]  # goes to screens and receipts
+_Hex = Annotated[
+    str, msgspec.Meta(pattern=r"\A(?:[0-9A-Fa-f]{2})*\Z", max_length=1024)
+]  # scripts: 2 of 128 bytes at most
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """The payload of an answer, version 1. Names that are not listed are ignored: a host may say more."""
+
+    v: Literal[1]
+    event: Literal["authorisation", "reversal"]
+    transaction: UUID
+    terminal: str
+    amount: int
+    currency: str
+    envelope: str
+    decision: Literal["approved", "declined", "reversed"]
+    reason: _Word | None
+    authorisation_code: _Word | None
+    rrn: _Word | None
+    card_ref: _Word | None
+    issuer_data: _Hex | None
+    answered_at: int
+
+
+def verify_answer(
+    jws: str,
+    answer_key: Ed25519PublicKey,
+    *,
+    transaction: Transaction,
+    event: Event,
+    terminal: str,
+    envelope: str,
+) -> Answer:
+    """The host's answer to one envelope (`envelope` is its `digest`). Raises `AnswerRejected`; its `reason` says why.
+
+    Reasons: `size`, `form`, `signature`, `header`, or the name of what is not as it was sent.
+    """
+    if len(jws) > ANSWER_CHARS_MAX:
+        raise AnswerRejected("size", f"it is longer than {ANSWER_CHARS_MAX} characters")
+    if not jws.isascii():
+        raise AnswerRejected("form", "it is not ASCII")
+    try:
+        whole = _JWS.decode_complete(jws, answer_key, algorithms=["EdDSA"])
+    except InvalidTokenError as error:
+        raise AnswerRejected("signature", str(error)) from error
+    # The exact header: no other type of message, no other key, no extension that a library might act on.
+    if whole["header"] != {"alg": "EdDSA", "typ": _ANSWER_TYPE, "kid": key_id(answer_key)}:
+        raise AnswerRejected("header", "its header is not that of an answer under the host's key")
+    try:
+        answer = msgspec.json.decode(whole["payload"], type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AnswerRejected("form", str(error)) from error
+    sent: dict[str, object] = {
+        "transaction": transaction.id,
+        "event": event.value,
+        "terminal": terminal,
+        "amount": transaction.amount.minor,
+        "currency": transaction.amount.currency.code,
+        "envelope": envelope,
+    }
+    for name, expected in sent.items():
+        if getattr(answer, name) != expected:
+            raise AnswerRejected(name, f"its {name} is not what was sent")
+    decision = Verdict(answer.decision)
+    if (decision is Verdict.REVERSED) != (event is Event.REVERSAL):
+        raise AnswerRejected("decision", f"'{decision}' answers no {event}")
+    return Answer(
+        transaction=answer.transaction,
+        event=event,
+        envelope=answer.envelope,
+        decision=decision,
+        reason=answer.reason,
+        authorisation_code=answer.authorisation_code,
+        rrn=answer.rrn,
+        card_ref=answer.card_ref,
+        issuer_data=None if answer.issuer_data is None else bytes.fromhex(answer.issuer_data),
+        answered_at_ms=answer.answered_at,
+    )

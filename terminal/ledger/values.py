@@ -1,0 +1,174 @@
+"""What goes into the ledger and comes out of it: frozen values, free of database and file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from uuid import UUID
+
+from terminal.ledger.states import Change, State
+from terminal.money import Amount, Currency
+
+
+class Kind(StrEnum):
+    SALE = "sale"
+
+
+class Decision(StrEnum):
+    """What the terminal decided at the end of an attempt."""
+
+    ONLINE = "online"
+    ACCEPTED = "accepted"
+    DECLINED = "declined"
+    VOID = "void"
+
+    @property
+    def change(self) -> Change:
+        return _OUTCOMES[self]
+
+
+class Verdict(StrEnum):
+    """What the host decided."""
+
+    APPROVED = "approved"
+    DECLINED = "declined"
+    REVERSED = "reversed"
+
+    @property
+    def change(self) -> Change:
+        return _VERDICTS[self]
+
+
+class ReversalReason(StrEnum):
+    TIMEOUT = "timeout"
+    RECOVERED = "recovered"
+    VOID = "void"
+
+    @property
+    def change(self) -> Change:
+        return _REVERSALS[self]
+
+
+_OUTCOMES = {
+    Decision.ONLINE: Change.ONLINE,
+    Decision.ACCEPTED: Change.ACCEPTED,
+    Decision.DECLINED: Change.DECLINED,
+    Decision.VOID: Change.VOID,
+}
+_VERDICTS = {
+    Verdict.APPROVED: Change.HOST_APPROVED,
+    Verdict.DECLINED: Change.HOST_DECLINED,
+    Verdict.REVERSED: Change.HOST_REVERSED,
+}
+_REVERSALS = {
+    ReversalReason.TIMEOUT: Change.TIMED_OUT,
+    ReversalReason.RECOVERED: Change.RECOVERED,
+    ReversalReason.VOID: Change.VOIDED,
+}
+
+
+class Event(StrEnum):
+    """What an envelope asks of the host."""
+
+    AUTHORISATION = "authorisation"
+    REVERSAL = "reversal"
+
+
+@dataclass(frozen=True, slots=True)
+class CardSummary:
+    """What the terminal keeps of a card: enough for receipt and screen, too little to name the card."""
+
+    scheme: str
+    aid: str  # hex
+    label: str
+    last4: str
+    kernel: int
+    atc: int
+    cryptogram: str  # hex
+    oda: str
+    cvm: str
+
+    def __post_init__(self) -> None:
+        if len(self.last4) > 4:
+            raise ValueError("a card summary takes the last four digits only")
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One sale as the ledger knows it. Times are wall milliseconds, to be believed if `clock_synchronised`."""
+
+    id: UUID
+    number: int
+    kind: Kind
+    amount: Amount
+    reference: str | None
+    opened_at_ms: int
+    clock_synchronised: bool
+    state: State
+    reason: str | None = None
+    card: CardSummary | None = None
+    authorisation_code: str | None = None
+    rrn: str | None = None
+    card_ref: str | None = None
+    shown: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxItem:
+    """One envelope that the host is to answer. `envelope` is None once the answer has come: it is erased then."""
+
+    key: str
+    transaction: UUID
+    event: Event
+    number: int
+    urgent: bool
+    sha256: str
+    handed_over: bool
+    answered: bool
+    envelope: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The host's answer, its signature checked against one envelope (`envelope` is that one's SHA-256, in hex)."""
+
+    transaction: UUID
+    event: Event
+    envelope: str
+    decision: Verdict
+    reason: str | None
+    authorisation_code: str | None
+    rrn: str | None
+    card_ref: str | None
+    issuer_data: bytes | None
+    answered_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What the merchant may lose in one currency: accepted and not finally answered, or reserved by an open sale."""
+
+    sum_minor: int
+    count: int
+    oldest_wall_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """What still waits for the host's answer, in one currency."""
+
+    currency: Currency
+    sum_minor: int
+    count: int
+    oldest_wall_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Sales of one UTC day, in one currency and scheme, less what was refused or reversed."""
+
+    day: str
+    currency: Currency
+    scheme: str
+    sum_minor: int
+    count: int
