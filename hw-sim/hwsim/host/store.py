@@ -1,0 +1,325 @@
+"""The host's books: one SQLite file, one connection, one transaction for each message that is taken in.
+
+A booking, the answer that was given for it and the counter that its card used up are written together or not at all. Of
+a card there is a keyed hash, whose key lies outside the file, the last four digits, and the random names that merchants
+know it by. What a message means is decided elsewhere; this module only remembers.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from enum import Enum
+from pathlib import Path
+from typing import Final, Literal
+
+from hwsim.issuer import Account
+
+ROWS_MAX: Final = 100_000  # what one listing returns at most; the tables themselves are the operator's to prune
+_SCHEMA_VERSION: Final = 1
+_BUSY_MS: Final = 5_000  # a command line beside a running host waits this long for a booking to finish
+
+# The primary keys of message and booking are the promise of exactly once: the code asks first, the table insists.
+_SCHEMA: Final = """
+CREATE TABLE terminal_key (
+    kid TEXT PRIMARY KEY, terminal TEXT NOT NULL, merchant TEXT NOT NULL, public_pem BLOB NOT NULL
+) STRICT;
+CREATE TABLE account (
+    card BLOB PRIMARY KEY, last4 TEXT NOT NULL, expires TEXT NOT NULL, blocked INTEGER NOT NULL, limit_minor INTEGER
+) STRICT;
+CREATE TABLE card_name (
+    pan BLOB NOT NULL, merchant TEXT NOT NULL, card_ref TEXT NOT NULL UNIQUE, PRIMARY KEY (pan, merchant)
+) STRICT;
+CREATE TABLE counter (
+    card BLOB NOT NULL, atc INTEGER NOT NULL, cryptogram BLOB NOT NULL, transaction_id TEXT NOT NULL,
+    PRIMARY KEY (card, atc)
+) STRICT;
+CREATE TABLE message (
+    transaction_id TEXT NOT NULL, event TEXT NOT NULL,
+    terminal TEXT NOT NULL, epoch INTEGER NOT NULL, number INTEGER NOT NULL,
+    envelope_sha256 TEXT NOT NULL, answer TEXT NOT NULL, received INTEGER NOT NULL, first_received_ms INTEGER NOT NULL,
+    PRIMARY KEY (transaction_id, event), UNIQUE (terminal, epoch, number)
+) STRICT;
+CREATE TABLE booking (
+    transaction_id TEXT PRIMARY KEY, terminal TEXT NOT NULL, merchant TEXT NOT NULL,
+    amount INTEGER NOT NULL, currency TEXT NOT NULL, state TEXT NOT NULL, decision TEXT, reason TEXT,
+    authorisation_code TEXT, rrn TEXT NOT NULL, card_ref TEXT, last4 TEXT
+) STRICT;
+"""
+
+_BOOKINGS: Final = """
+SELECT booking.*, first.epoch, first.number, first.first_received_ms,
+    coalesce(sale.received, 0) AS received, coalesce(undo.received, 0) AS reversals_received
+FROM booking
+LEFT JOIN message AS sale ON sale.transaction_id = booking.transaction_id AND sale.event = 'authorisation'
+LEFT JOIN message AS undo ON undo.transaction_id = booking.transaction_id AND undo.event = 'reversal'
+JOIN message AS first ON first.rowid = min(coalesce(sale.rowid, undo.rowid), coalesce(undo.rowid, sale.rowid))
+"""
+
+
+class StoreError(Exception):
+    """The books cannot be used: nothing was booked."""
+
+
+class State(Enum):
+    """What has become of a transaction in the books. Only `BOOKED` is money."""
+
+    BOOKED = "booked"
+    DECLINED = "declined"
+    REVERSED = "reversed"
+    TOMBSTONE = "tombstone"  # reversed before the sale came, which will be declined
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """One transaction in the books. `epoch` and `number` are those of the first envelope received for it."""
+
+    transaction: str
+    terminal: str
+    merchant: str
+    amount: int
+    currency: str
+    state: State
+    decision: Literal["approved", "declined"] | None  # of the sale: None as long as only its reversal has come
+    reason: str | None
+    authorisation_code: str | None
+    rrn: str
+    card_ref: str | None
+    last4: str | None
+    epoch: int = 0
+    number: int = 0
+    first_received_ms: int = 0
+    received: int = 0  # how often the sale's envelope came
+    reversals_received: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An envelope taken in, with the answer that it got and always will get."""
+
+    transaction: str
+    event: str
+    terminal: str
+    epoch: int
+    number: int
+    envelope_sha256: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalKey:
+    """A terminal's registered signing key."""
+
+    terminal: str
+    merchant: str
+    public_pem: bytes
+
+
+class Store:
+    """The books. Everything but `close` belongs inside `with store.transaction():`, one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
+        self._database.row_factory = sqlite3.Row
+        # A rollback journal, because a command line may look into the books beside the host, and a WAL with several
+        # connections is only safe since SQLite 3.51.3. EXTRA is FULL, and flushes the directory as well.
+        self._database.execute("PRAGMA journal_mode = DELETE")
+        self._database.execute("PRAGMA synchronous = EXTRA")
+        try:
+            with self.transaction():
+                self._create(path)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable when it ends without an exception."""
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def _create(self, path: Path) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
+                self._database.execute(statement)
+            self._database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        elif version != _SCHEMA_VERSION:
+            raise StoreError(f"{path}: books of version {version}, this host keeps version {_SCHEMA_VERSION}")
+
+    # Terminals
+
+    def add_terminal_key(self, kid: str, key: TerminalKey) -> None:
+        """Register a key; doing so again changes nothing. Raises `StoreError` if it is another terminal's."""
+        known = self.terminal_key(kid)
+        if known is not None and (known.terminal, known.merchant) != (key.terminal, key.merchant):
+            raise StoreError(f"this key is already registered for terminal {known.terminal}: nothing was changed")
+        self._database.execute(
+            "INSERT OR IGNORE INTO terminal_key VALUES (?, ?, ?, ?)", (kid, key.terminal, key.merchant, key.public_pem)
+        )
+
+    def terminal_key(self, kid: str) -> TerminalKey | None:
+        row = self._database.execute(
+            "SELECT terminal, merchant, public_pem FROM terminal_key WHERE kid = ?", (kid,)
+        ).fetchone()
+        return None if row is None else TerminalKey(*row)
+
+    # Cards
+
+    def put_account(self, card: bytes, last4: str, account: Account) -> None:
+        """Open an account, or change it. `card` is a keyed hash."""
+        self._database.execute(
+            "INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?, ?)",
+            (card, last4, account.expires.isoformat(), account.blocked, account.limit_minor),
+        )
+
+    def account(self, card: bytes) -> Account | None:
+        row = self._database.execute(
+            "SELECT expires, blocked, limit_minor FROM account WHERE card = ?", (card,)
+        ).fetchone()
+        return None if row is None else Account(date.fromisoformat(row[0]), bool(row[1]), row[2])
+
+    def claim_counter(self, card: bytes, atc: int, cryptogram: bytes, transaction: str) -> tuple[bytes, str]:
+        """The first cryptogram seen with this counter, and the transaction that it came in: these, if none was."""
+        self._database.execute(
+            "INSERT OR IGNORE INTO counter VALUES (?, ?, ?, ?)", (card, atc, cryptogram, transaction)
+        )
+        first: tuple[bytes, str] = tuple(
+            self._database.execute(
+                "SELECT cryptogram, transaction_id FROM counter WHERE card = ? AND atc = ?", (card, atc)
+            ).fetchone()
+        )
+        return first
+
+    def card_ref(self, pan: bytes, merchant: str, fresh: str) -> str:
+        """The name by which a merchant knows a card: `fresh`, if it has none. `pan` is a keyed hash."""
+        self._database.execute("INSERT OR IGNORE INTO card_name VALUES (?, ?, ?)", (pan, merchant, fresh))
+        (name,) = self._database.execute(
+            "SELECT card_ref FROM card_name WHERE pan = ? AND merchant = ?", (pan, merchant)
+        ).fetchone()
+        return str(name)
+
+    # Messages and bookings
+
+    def message(self, transaction: str, event: str) -> Message | None:
+        row = self._database.execute(
+            "SELECT transaction_id, event, terminal, epoch, number, envelope_sha256, answer FROM message "
+            "WHERE transaction_id = ? AND event = ?",
+            (transaction, event),
+        ).fetchone()
+        return None if row is None else Message(*row)
+
+    def number_taken(self, terminal: str, epoch: int, number: int) -> bool:
+        """Whether an envelope has come under this number."""
+        row = self._database.execute(
+            "SELECT 1 FROM message WHERE terminal = ? AND epoch = ? AND number = ?", (terminal, epoch, number)
+        ).fetchone()
+        return row is not None
+
+    def count_repetition(self, transaction: str, event: str) -> None:
+        self._database.execute(
+            "UPDATE message SET received = received + 1 WHERE transaction_id = ? AND event = ?", (transaction, event)
+        )
+
+    def add_message(self, message: Message, received_ms: int) -> None:
+        self._database.execute(
+            "INSERT INTO message VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?)",
+            (
+                message.transaction,
+                message.event,
+                message.terminal,
+                message.epoch,
+                message.number,
+                message.envelope_sha256,
+                message.answer,
+                received_ms,
+            ),
+        )
+
+    def next_rrn(self) -> str:
+        """Retrieval reference number: twelve digits that count bookings (ISO 8583, field 37)."""
+        (count,) = self._database.execute("SELECT count(*) FROM booking").fetchone()
+        return f"{count + 1:012d}"
+
+    def add_booking(self, booking: Booking) -> None:
+        self._database.execute(
+            "INSERT INTO booking VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                booking.transaction,
+                booking.terminal,
+                booking.merchant,
+                booking.amount,
+                booking.currency,
+                booking.state.value,
+                booking.decision,
+                booking.reason,
+                booking.authorisation_code,
+                booking.rrn,
+                booking.card_ref,
+                booking.last4,
+            ),
+        )
+
+    def change_booking(
+        self, transaction: str, state: State, decision: Literal["approved", "declined"] | None, reason: str | None
+    ) -> None:
+        self._database.execute(
+            "UPDATE booking SET state = ?, decision = ?, reason = ? WHERE transaction_id = ?",
+            (state.value, decision, reason, transaction),
+        )
+
+    def booking(self, transaction: str) -> Booking | None:
+        row = self._database.execute(f"{_BOOKINGS} WHERE booking.transaction_id = ?", (transaction,)).fetchone()
+        return None if row is None else _booking(row)
+
+    def bookings(self) -> list[Booking]:
+        """In the order in which they came."""
+        rows = self._database.execute(f"{_BOOKINGS} ORDER BY booking.rowid LIMIT ?", (ROWS_MAX,))
+        return [_booking(row) for row in rows]
+
+    def gaps(self, terminal: str, epoch: int) -> list[tuple[int, int]]:
+        """Numbers that have not come although a later one has, as (first, last)."""
+        rows = self._database.execute(
+            "WITH came AS (SELECT number, lag(number, 1, 0) OVER (ORDER BY number) AS before FROM message "
+            "WHERE terminal = ? AND epoch = ?) "
+            "SELECT before + 1, number - 1 FROM came WHERE number > before + 1 ORDER BY number LIMIT ?",
+            (terminal, epoch, ROWS_MAX),
+        )
+        return [(row[0], row[1]) for row in rows]
+
+
+def _booking(row: sqlite3.Row) -> Booking:
+    return Booking(
+        transaction=row["transaction_id"],
+        terminal=row["terminal"],
+        merchant=row["merchant"],
+        amount=row["amount"],
+        currency=row["currency"],
+        state=State(row["state"]),
+        decision=row["decision"],
+        reason=row["reason"],
+        authorisation_code=row["authorisation_code"],
+        rrn=row["rrn"],
+        card_ref=row["card_ref"],
+        last4=row["last4"],
+        epoch=row["epoch"],
+        number=row["number"],
+        first_received_ms=row["first_received_ms"],
+        received=row["received"],
+        reversals_received=row["reversals_received"],
+    )
