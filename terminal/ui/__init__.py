@@ -1,0 +1,1 @@
+"""What people see and what happens at the device: pictures, words, and the flow that orders them."""
