@@ -28,6 +28,9 @@ class Clock(Protocol):
     def monotonic_ms(self) -> int:
         """Milliseconds of running time since some moment of this boot."""
 
+    def sleep_ms(self, duration_ms: int) -> None:
+        """Let so much running time pass."""
+
     def wall_ms(self) -> int:
         """Milliseconds since 1970-01-01 UTC, as far as this machine knows."""
 
@@ -54,6 +57,9 @@ class SystemClock:
 
     def monotonic_ms(self) -> int:
         return time.monotonic_ns() // 1_000_000
+
+    def sleep_ms(self, duration_ms: int) -> None:
+        time.sleep(duration_ms / 1000)
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000

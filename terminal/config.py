@@ -7,6 +7,7 @@ keys come from credentials (`terminal.ledger.keys`).
 
 from __future__ import annotations
 
+import os
 import tomllib
 from enum import Enum
 from pathlib import Path
@@ -14,16 +15,19 @@ from typing import Annotated
 
 import msgspec
 
+from terminal.errors import TerminalError
 from terminal.money import Amount, Currency, MoneyError, currency
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-_Hex = Annotated[str, msgspec.Meta(pattern="^([0-9A-Fa-f]{2})+$")]
-_Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_Hex = Annotated[str, msgspec.Meta(pattern=r"\A([0-9A-Fa-f]{2})+\Z")]
+_Fingerprint = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _PositiveMs = Annotated[int, msgspec.Meta(ge=1, le=600_000)]
 
 
-class ConfigError(Exception):
+class ConfigError(TerminalError):
     """The configuration cannot be used: nothing was started, no sale was touched."""
+
+    exit_code = 2
 
 
 class OfflinePolicy(Enum):
@@ -41,11 +45,11 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class TerminalSection(_Section, frozen=True):
     """Who this terminal is and how it speaks."""
 
-    id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9-]{1,32}$")]
-    merchant: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9-]{1,32}$")]
+    id: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9-]{1,32}\Z")]
+    merchant: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9-]{1,32}\Z")]
     country: Annotated[int, msgspec.Meta(ge=1, le=999)]  # ISO 3166-1 numeric, EMV tag 9F1A
     currency: str
-    language: Annotated[str, msgspec.Meta(pattern="^[a-z]{2}$")] = "en"
+    language: Annotated[str, msgspec.Meta(pattern=r"\A[a-z]{2}\Z")] = "en"
 
 
 class LedgerSection(_Section, frozen=True):
@@ -99,7 +103,7 @@ class LimitsSection(_Section, frozen=True):
 class HostSection(_Section, frozen=True):
     """The operator's host. The fingerprints are compared by a person with those the operator gives out."""
 
-    url: Annotated[str, msgspec.Meta(pattern="^https://[^/].*$")]
+    url: Annotated[str, msgspec.Meta(pattern=r"\Ahttps://[^/].*\Z")]
     sealing_fingerprint: _Fingerprint
     answer_fingerprint: _Fingerprint
     ca: Path | None = None
@@ -122,10 +126,10 @@ class AidSection(_Section, frozen=True):
 
     aid: _Hex
     kernel: Annotated[int, msgspec.Meta(ge=1, le=255)]
-    ttq: _Hex = "26804000"
+    ttq: _Hex = "21004080"  # EMV mode, ODA for online, CDCVM, fDDA version 1 (C-3, tag 9F66)
     contactless_transaction: int | None = None
-    contactless_floor: int | None = None
-    cvm_required: int | None = None
+    contactless_floor: int | None = 0  # above it the card is asked for an online cryptogram
+    cvm_required: int | None = 5_000  # this terminal verifies no cardholder itself: above it only a phone will do
     zero_amount_allowed: bool = False
 
 
@@ -198,3 +202,16 @@ def _check(config: Config) -> None:
     for code in config.limits:
         for name in ("transaction", "offline_transaction", "offline_sum"):
             config.limit(name, code)
+
+
+def credentials(configured: Path | None) -> Path:
+    """Where a service's keys are: the configured directory, or the one that systemd gives it. Raises `ConfigError`."""
+    if configured is not None:
+        return configured
+    try:
+        return Path(os.environ["CREDENTIALS_DIRECTORY"])
+    except KeyError:
+        raise ConfigError(
+            "there are no keys: neither does systemd give credentials nor does the configuration name `keys`. "
+            "Nothing was started. For development: payterm keys init DIRECTORY"
+        ) from None

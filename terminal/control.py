@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
+
+from terminal.errors import TerminalError
 
 LINE_BYTES_MAX: Final = 65_536  # a fetch of several envelopes fits; a peer that sends more is not one of ours
 CONNECTIONS_MAX: Final = 16  # sync, a register, a few commands; each costs a thread
@@ -27,19 +29,22 @@ CALL_TIMEOUT_S: Final = 10.0  # beyond what a call itself asks to wait: the term
 _VERSION: Final = 1
 
 _log = logging.getLogger(__name__)
-_Arguments = TypeVar("_Arguments")
 
 
-class ControlError(Exception):
+class ControlError(TerminalError):
     """A call on the local socket that did not do its work."""
 
 
 class TerminalUnavailable(ControlError):
     """Nobody answers at the socket. What was stored stays stored; try again when the terminal service runs."""
 
+    exit_code = 3
+
 
 class CallRefused(ControlError):
     """The terminal answered with an error. `code` is a stable word."""
+
+    exit_code = 4
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -187,15 +192,14 @@ class ControlClient:
         self._received = bytearray()
         self._number = 0
 
-    def call(self, do: str, *, answer: type[_Arguments], wait_ms: int = 0, **arguments: Any) -> _Arguments:
-        """One call. `wait_ms` is how long the call itself may wait. Raises `TerminalUnavailable`, `CallRefused`."""
+    def call(self, do: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """One call. An argument `wait_ms` is how long it may wait. Raises `TerminalUnavailable`, `CallRefused`."""
+        given = dict(arguments or {})
         self._number += 1
-        if wait_ms:
-            arguments["wait_ms"] = wait_ms
-        line = msgspec.json.encode(Request(_VERSION, self._number, do, arguments)) + b"\n"
+        line = msgspec.json.encode(Request(_VERSION, self._number, do, given)) + b"\n"
         try:
             connection = self._connected()
-            connection.settimeout(CALL_TIMEOUT_S + wait_ms / 1000)
+            connection.settimeout(CALL_TIMEOUT_S + given.get("wait_ms", 0) / 1000)
             connection.sendall(line)
             reply = msgspec.json.decode(self._line(connection), type=Answer)
         except (OSError, msgspec.MsgspecError) as error:
@@ -208,7 +212,7 @@ class ControlClient:
         if reply.id != self._number:
             self.close()
             raise TerminalUnavailable("the terminal answered another call: connection dropped, try again")
-        return msgspec.convert(reply.ok, answer)
+        return dict(reply.ok or {})
 
     def close(self) -> None:
         if self._socket is not None:

@@ -11,13 +11,17 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from terminal.errors import TerminalError
+
 AMOUNT_MINOR_MAX: Final = 99_999_999  # 8 digits: what keypad, screen and receipt can show whole (EMV would carry 12)
 
 _AMOUNT = re.compile(r"(?P<major>\d{1,12})(?:[.,](?P<minor>\d*))?", re.ASCII)
 
 
-class MoneyError(ValueError):
+class MoneyError(TerminalError):
     """An amount or currency that cannot be meant; the message says why."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)

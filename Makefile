@@ -1,0 +1,58 @@
+# make demo   a sale, a dead network, a killed process: one minute, by itself
+# make test   everything that must hold, with its negative controls
+# make check  the quick part of it: format, lint, types, import contracts, unit tests
+# make bench  speed, as ratios against a peer measured in the same run
+# Each sets up what it needs. Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check format lint types contracts unit processes bench screens messages clean
+
+demo: $(READY)
+	$(BIN)/payterm-sim demo
+
+test: check processes
+
+check: lint types contracts unit
+
+$(READY): setup.sh setup.py pyproject.toml constraints.txt debian-packages.txt
+	PYTHON=$(PYTHON) VENV=$(VENV) ./setup.sh
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)
+	$(BIN)/mypy
+
+contracts: $(READY)
+	$(BIN)/lint-imports
+
+unit: $(READY)
+	$(BIN)/pytest -m "not processes" -n auto --dist loadgroup
+
+# The real services as processes, killed and cut off. One at a time: they are about time-outs.
+processes: $(READY)
+	$(BIN)/pytest -m processes
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench
+
+# Record the pictures of all screens anew, after looking at them.
+screens: $(READY)
+	$(BIN)/pytest tests/test_screens.py --ui=record
+
+# Compile the translations.
+messages: $(READY)
+	$(BIN)/pybabel compile --domain payterm --directory terminal/ui/locale
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,102 @@
+"""Where the register and the flow meet: one sale at a time lies on the desk.
+
+The register's calls arrive on their own threads, the flow runs on the main thread; the desk passes a sale in, a
+cancellation in, and the result out. What a result is worth is never decided here: it is read from the ledger.
+"""
+
+from __future__ import annotations
+
+import threading
+from uuid import UUID
+
+from terminal.ledger.values import Transaction
+
+
+class DeskBusy(Exception):
+    """Another sale is being taken."""
+
+
+class Desk:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._waiting: Transaction | None = None
+        self._running: UUID | None = None
+        self._decided: UUID | None = None
+        self._cancelled = False
+        self._verdicts: dict[UUID, bool] = {}
+
+    def lay(self, transaction: Transaction) -> None:
+        """A register asks for this sale. Raises `DeskBusy`; laying the same sale again is harmless."""
+        with self._condition:
+            current = self._waiting.id if self._waiting else self._running
+            if current is not None and current != transaction.id:
+                raise DeskBusy("another sale is being taken: finish or cancel it first; nothing was charged")
+            if current is None:
+                self._waiting = transaction
+                self._cancelled = False
+                self._condition.notify_all()
+
+    def take(self, timeout_ms: int) -> Transaction | None:
+        """The flow waits for the next sale."""
+        with self._condition:
+            if self._waiting is None:
+                self._condition.wait(timeout_ms / 1000)
+            taken, self._waiting = self._waiting, None
+            self._running = taken.id if taken else None
+            return taken
+
+    def decided(self) -> None:
+        """The flow has shown the result; the card may still lie on the reader."""
+        with self._condition:
+            self._decided = self._running
+            self._condition.notify_all()
+
+    def done(self) -> None:
+        """The device is free for the next sale."""
+        with self._condition:
+            self._running = self._decided = None
+            self._condition.notify_all()
+
+    def cancel(self, transaction: UUID) -> bool:
+        """Ask the flow to stop waiting for a card. False when this sale is not being taken."""
+        with self._condition:
+            current = self._waiting.id if self._waiting else self._running
+            if current != transaction:
+                return False
+            self._cancelled = True
+            self._condition.notify_all()
+            return True
+
+    @property
+    def busy(self) -> bool:
+        """A sale is being taken, or its card still lies on the reader."""
+        with self._condition:
+            return self._waiting is not None or self._running is not None
+
+    @property
+    def cancelled(self) -> bool:
+        with self._condition:
+            return self._cancelled
+
+    def wait_until_decided(self, transaction: UUID, timeout_ms: int) -> bool:
+        """A register waits for the result of its sale. False when the device is still busy with it."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._is_undecided(transaction), timeout_ms / 1000)
+
+    def resolve(self, transaction: UUID, *, keep: bool) -> None:
+        """A person says whether a sale that was never shown stands."""
+        with self._condition:
+            self._verdicts[transaction] = keep
+            self._condition.notify_all()
+
+    def verdict(self, transaction: UUID, timeout_ms: int) -> bool | None:
+        """Wait for that word. None when nobody has said anything yet."""
+        with self._condition:
+            self._condition.wait_for(lambda: transaction in self._verdicts, timeout_ms / 1000)
+            return self._verdicts.pop(transaction, None)
+
+    def _is_undecided(self, transaction: UUID) -> bool:
+        waiting = self._waiting.id if self._waiting else None
+        return transaction == waiting or (transaction == self._running and transaction != self._decided)

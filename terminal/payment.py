@@ -1,0 +1,265 @@
+"""One sale: pumps a kernel over a channel, and orders the commits around what it returns.
+
+The order is the whole point. A card is read; the outcome is committed; only then may bytes leave for the host, and only
+after the decision is committed may anybody show it. Answer and time-out compete for one state in the ledger, so that
+exactly one of them wins, and the loser finds the state already changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+from drivers.interfaces import CardChannel, CardLost
+from terminal.clock import Clock, Entropy
+from terminal.config import Config, OfflinePolicy
+from terminal.emv import configuration, entry_point, tlv
+from terminal.emv.apdu import CardRemoved, Exchange, Response
+from terminal.emv.outcome import (
+    Approved,
+    CardRead,
+    Cvm,
+    Declined,
+    OdaStatus,
+    OnlineRequest,
+    Outcome,
+    UiRequest,
+)
+from terminal.errors import TerminalError
+from terminal.ledger.errors import IllegalTransition
+from terminal.ledger.ledger import Ledger
+from terminal.ledger.sealing import Envelopes
+from terminal.ledger.states import State
+from terminal.ledger.values import CardSummary, Decision, Exposure, Kind, ReversalReason, Transaction
+from terminal.link import Link
+from terminal.money import Amount
+
+COMMANDS_MAX: Final = (
+    1_000  # an AFL names at most 255 records in each of 30 files, no real card 100: this only ends loops
+)
+_MS_PER_HOUR: Final = 3_600_000
+_SALE_TYPE: Final = 0x00  # tag 9C: purchase of goods or services
+_SCHEMES: Final = {"A000000003": "Visa", "A000000004": "Mastercard", "A000000025": "American Express"}
+# What a host needs to authorise (C-3, data record of an online request), and nothing else of the card.
+_ISSUER_TAGS: Final = (
+    0x57, 0x5A, 0x5F24, 0x5F2A, 0x5F34, 0x82, 0x84, 0x95, 0x9A, 0x9C, 0x9F02, 0x9F03, 0x9F10, 0x9F1A, 0x9F26, 0x9F27,
+    0x9F33, 0x9F34, 0x9F36, 0x9F37, 0x9F6E, 0x9F7C,
+)  # fmt: skip
+
+_T = TypeVar("_T")
+
+
+class SaleRefused(TerminalError):
+    """This sale cannot be taken; nothing was charged and no card was asked. `code` is a stable word."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def drive(exchange: Exchange[_T], transmit: Callable[[bytes], bytes]) -> _T:
+    """Pump a kernel: send each command it yields, hand back the response, return what it returns.
+
+    A card that vanishes is thrown in at the yield as `CardRemoved`. Reader faults pass: they say nothing of the card.
+    """
+    try:
+        command = next(exchange)
+        for _ in range(COMMANDS_MAX):
+            try:
+                raw = transmit(command.encode())
+            except CardLost:
+                command = exchange.throw(CardRemoved())
+            else:
+                command = exchange.send(Response.decode(raw))
+    except StopIteration as finished:
+        result: _T = finished.value
+        return result
+    exchange.close()
+    raise CardLost(f"the card asked for more than {COMMANDS_MAX} commands: the sale was not made, use another card")
+
+
+class Payments:
+    """Takes sales. One thread at a time calls `begin` to `decide`; answers arrive from another through `answered`."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        setup: configuration.Setup,
+        ledger: Ledger,
+        envelopes: Envelopes,
+        link: Link,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> None:
+        self._config = config
+        self._setup = setup
+        self._ledger = ledger
+        self._envelopes = envelopes
+        self._link = link
+        self._clock = clock
+        self._entropy = entropy
+
+    def begin(self, amount: Amount, reference: str | None) -> Transaction:
+        """Open a sale, or return the one that this reference names already. Raises `SaleRefused`; no card was asked."""
+        if reference is not None and (known := self._ledger.by_reference(reference)) is not None:
+            if known.amount != amount:
+                raise SaleRefused("reference_taken", f"reference {reference!r} belongs to a sale of {known.amount}")
+            return known
+        code = amount.currency.code
+        if code not in self._config.limits:
+            raise SaleRefused("currency", f"this terminal is not set up for {code}: nothing was charged")
+        if amount.minor == 0:
+            raise SaleRefused("zero_amount", "an amount of zero cannot be sold: nothing was charged")
+        limit = self._config.limit("transaction", code)
+        if amount.minor > limit.minor:
+            raise SaleRefused("over_limit", f"{amount} is above this terminal's limit of {limit}: nothing was charged")
+        return self._ledger.begin(Kind.SALE, amount, reference)
+
+    def read(self, transaction: Transaction, channel: CardChannel, notify: Callable[[UiRequest], None]) -> Outcome:
+        """One card presentation: entry point and kernel over this channel. Raises `ReaderFault`."""
+        moment = self._local_time()
+        request = configuration.Request(
+            amount=transaction.amount,
+            transaction_type=_SALE_TYPE,
+            date=moment.date(),
+            time=moment.time(),
+        )
+        environment = configuration.Environment(unpredictable_number=lambda: self._entropy(4), notify=notify)
+        return drive(entry_point.run(self._setup, request, environment), channel.transmit)
+
+    def decide(self, transaction: Transaction, outcome: Approved | Declined | OnlineRequest) -> Transaction:
+        """Commit what the card said, ask the host if there is a way to it, return the sale as it may now be shown."""
+        match outcome:
+            case Declined(reason=reason, card=card):
+                return self._ledger.commit_outcome(
+                    transaction.id,
+                    decision=Decision.DECLINED,
+                    reason=reason,
+                    card=_summary(card) if card else None,
+                    envelope=None,
+                )
+            case Approved(card=card):
+                return self._accept_or_decline(transaction, card, may_accept=True)
+            case OnlineRequest(card=card):
+                if self._link.presumed_up():
+                    return self._authorise(transaction, card)
+                return self._accept_or_decline(transaction, card, may_accept=self._may_defer(transaction, card))
+
+    def void(self, transaction: Transaction, reason: str) -> Transaction:
+        """End a sale for which no cryptogram was used."""
+        return self._ledger.commit_outcome(transaction.id, decision=Decision.VOID, reason=reason)
+
+    def reverse(self, transaction: Transaction, reason: ReversalReason) -> Transaction:
+        """Take a sale back at the host: queued at once, repeated until acknowledged."""
+        reversed_ = self._ledger.commit_reversal(
+            transaction.id, reason, lambda number: self._envelopes.reversal(transaction, number=number, reason=reason)
+        )
+        self._link.outbox_changed()
+        return reversed_
+
+    def _authorise(self, transaction: Transaction, card: CardRead) -> Transaction:
+        asked = self._ledger.commit_outcome(
+            transaction.id,
+            decision=Decision.ONLINE,
+            reason="online",
+            card=_summary(card),
+            envelope=self._envelope(transaction, card, deferred=False),
+        )
+        self._link.outbox_changed()
+        self._link.wait_for_answer(
+            lambda: self._ledger.transaction(asked.id).state is not State.AUTHORISING,
+            timeout_ms=self._config.sale.authorisation_timeout_ms,
+        )
+        now = self._ledger.transaction(asked.id)
+        if now.state is not State.AUTHORISING:
+            return now
+        try:
+            if self._may_defer(transaction, card):
+                return self._ledger.commit_outcome(asked.id, decision=Decision.ACCEPTED, reason="no_answer")
+            return self.reverse(asked, ReversalReason.TIMEOUT)
+        except IllegalTransition:
+            return self._ledger.transaction(asked.id)  # the answer came in the same moment, and first
+
+    def _accept_or_decline(self, transaction: Transaction, card: CardRead, *, may_accept: bool) -> Transaction:
+        """Without the host. Nothing has left, so a decline needs no reversal."""
+        if not (may_accept and self._within_offline_limits(transaction)):
+            return self._ledger.commit_outcome(
+                transaction.id,
+                decision=Decision.DECLINED,
+                reason="unable_to_go_online",
+                card=_summary(card),
+            )
+        accepted = self._ledger.commit_outcome(
+            transaction.id,
+            decision=Decision.ACCEPTED,
+            reason="offline",
+            card=_summary(card),
+            envelope=self._envelope(transaction, card, deferred=True),
+        )
+        self._link.outbox_changed()
+        return accepted
+
+    def _may_defer(self, transaction: Transaction, card: CardRead) -> bool:
+        """Only a card that proved itself: without ODA any emulator's random cryptogram would buy goods."""
+        return (
+            self._config.sale.offline is OfflinePolicy.DEFERRED
+            and card.oda.status is OdaStatus.OK
+            and card.cvm in (Cvm.NONE, Cvm.CDCVM)
+            and self._within_offline_limits(transaction)
+        )
+
+    def _within_offline_limits(self, transaction: Transaction) -> bool:
+        """Sum, count and age of what stands accepted without the host, this sale included (it reserved its amount)."""
+        code = transaction.amount.currency.code
+        limits = self._config.limits[code]
+        at_risk = self._ledger.exposure(transaction.amount.currency)
+        return (
+            transaction.amount.minor <= self._config.limit("offline_transaction", code).minor
+            and at_risk.sum_minor <= self._config.limit("offline_sum", code).minor
+            and at_risk.count <= limits.offline_count
+            and self._age_ms(at_risk) <= limits.offline_age_hours * _MS_PER_HOUR
+        )
+
+    def _age_ms(self, at_risk: Exposure) -> int:
+        return 0 if at_risk.oldest_wall_ms is None else self._clock.wall_ms() - at_risk.oldest_wall_ms
+
+    def _envelope(self, transaction: Transaction, card: CardRead, *, deferred: bool) -> Callable[[int], str]:
+        plaintext = b"".join(tlv.encode(tag, card.tags[tag]) for tag in _ISSUER_TAGS if tag in card.tags)
+        return lambda number: self._envelopes.authorisation(
+            transaction,
+            number=number,
+            card=plaintext,
+            deferred=deferred,
+            kernel=card.kernel,
+            scheme=_scheme(card.aid),
+            oda=_oda_word(card),
+            cvm=card.cvm.value,
+        )
+
+    def _local_time(self) -> datetime:
+        """The moment that goes into 9A and 9F21. An unset clock must not turn a valid card into an expired one."""
+        return datetime.fromtimestamp(self._clock.wall_ms() / 1000, tz=UTC)
+
+
+def _summary(card: CardRead) -> CardSummary:
+    return CardSummary(
+        scheme=_scheme(card.aid),
+        aid=card.aid.hex().upper(),
+        label=card.label,
+        last4=card.pan.last4,
+        kernel=card.kernel,
+        atc=card.atc,
+        cryptogram=card.cryptogram.hex().upper(),
+        oda=_oda_word(card),
+        cvm=card.cvm.value,
+    )
+
+
+def _scheme(aid: bytes) -> str:
+    return _SCHEMES.get(aid[:5].hex().upper(), "card")
+
+
+def _oda_word(card: CardRead) -> str:
+    return f"{card.oda.method.value}_{card.oda.status.value}" if card.oda.method else card.oda.status.value

@@ -1,0 +1,22 @@
+"""A terminal with a planted bug, for the tests: it shows "approved" before the sale is committed."""
+
+from __future__ import annotations
+
+from hwsim.__main__ import main
+from terminal.emv.outcome import Approved, Declined, OnlineRequest
+from terminal.ledger.values import Transaction
+from terminal.ui import flow, screens
+
+honest = flow.Flow._finish
+
+
+def show_first(self: flow.Flow, transaction: Transaction, outcome: Approved | Declined | OnlineRequest) -> None:
+    if not isinstance(outcome, Declined):
+        self._show(screens.Approved(transaction.amount, "Visa", outcome.card.pan.last4))
+    honest(self, transaction, outcome)
+
+
+flow.Flow._finish = show_first  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    main()
