@@ -6,10 +6,12 @@ does; it returns one of these, with a stable `reason` word for logs, screens and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TypeAlias
+
+from terminal.emv.apdu import Exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +143,26 @@ class Declined:
 
 
 @dataclass(frozen=True, slots=True)
+class IssuerAnswer:
+    """What the host brought back for the card (Book 3, 10.9 and 10.10): tags 8A, 91, 71, 72."""
+
+    response_code: bytes  # 8A, two ASCII digits: "00" approves
+    authentication_data: bytes | None = field(default=None, repr=False)  # 91
+    scripts_before: tuple[bytes, ...] = field(default=(), repr=False)  # 71, contents
+    scripts_after: tuple[bytes, ...] = field(default=(), repr=False)  # 72, contents
+
+
+@dataclass(frozen=True, slots=True)
 class OnlineRequest:
-    """The card gave an ARQC: the host decides."""
+    """The card gave an ARQC: the host decides.
+
+    On contact the card still waits for its second GENERATE AC: `resume` is the rest of the exchange, run with the
+    host's answer, or with None when there was no way to it. Contactless cards are done: `resume` is None.
+    """
 
     card: CardRead
     ui: UiRequest = UiRequest(MessageId.AUTHORISING, Status.CARD_READ_OK)
+    resume: Callable[[IssuerAnswer | None], Exchange[Outcome]] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
