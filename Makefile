@@ -49,6 +49,7 @@ bench: $(READY)
 # Record the pictures of all screens anew, after looking at them.
 screens: $(READY)
 	$(BIN)/pytest tests/test_screens.py --ui=record
+	$(BIN)/python -m tests.gallery
 
 # Compile the translations.
 messages: $(READY)

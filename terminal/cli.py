@@ -176,8 +176,8 @@ def _sale(options: argparse.Namespace, _: HardwareFactory) -> int:
     if options.json:
         print(json.dumps(sale))
     else:
-        detail = f" ({sale['reason']})" if sale["reason"] else ""
-        print(f"{amount}: {sale['state']}{detail}  {sale['id']}")
+        why = "" if sale["state"] in _MADE else f" ({sale['reason']})"
+        print(f"{amount}: {sale['state']}{why}  {sale['id']}")
     return 0 if sale["state"] in _MADE else EXIT_NOT_MADE
 
 
@@ -259,12 +259,13 @@ def _transactions(config: Config, limit: int) -> list[dict[str, Any]]:
 
 
 def _keys_init(options: argparse.Namespace, _: HardwareFactory) -> int:
-    from terminal.ledger.keys import generate
+    from terminal.ledger.keys import generate, generate_spool_key
 
-    generate(options.directory, system_entropy)
-    print(
-        f"development keys made in {options.directory}; for production use systemd credentials (docs/architecture.md)"
-    )
+    terminal, sync = options.directory / "terminal", options.directory / "sync"
+    generate(terminal, system_entropy)
+    generate_spool_key(sync, system_entropy)
+    print(f"development keys are in {terminal} and {sync}; for production use systemd credentials")
+    print(f"next: give the host {terminal / 'signing-key.pub'}, put its host-sealing-key and host-answer-key beside it")
     return 0
 
 

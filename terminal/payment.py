@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from drivers.interfaces import CardChannel, CardLost
+from terminal import RELEASED_MS
 from terminal.clock import Clock, Entropy
 from terminal.config import Config, OfflinePolicy
 from terminal.emv import configuration, entry_point, tlv
@@ -239,8 +240,11 @@ class Payments:
         )
 
     def _local_time(self) -> datetime:
-        """The moment that goes into 9A and 9F21. An unset clock must not turn a valid card into an expired one."""
-        return datetime.fromtimestamp(self._clock.wall_ms() / 1000, tz=UTC)
+        """The moment that goes into 9A and 9F21. A clock that was never set must not make a card "not yet valid"."""
+        known_ms = [self._clock.wall_ms()]
+        if not self._clock.synchronised():
+            known_ms += [RELEASED_MS, *(latest.opened_at_ms for latest in self._ledger.transactions(1))]
+        return datetime.fromtimestamp(max(known_ms) / 1000, tz=UTC).astimezone()
 
 
 def _summary(card: CardRead) -> CardSummary:

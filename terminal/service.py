@@ -213,7 +213,7 @@ class Service:
         return {}
 
     def _list(self, arguments: List) -> dict[str, Any]:
-        found = self._ledger.transactions(arguments.limit)
+        found = self._ledger.transactions(arguments.limit, arguments.before)
         return {"transactions": [view(transaction) for transaction in found]}
 
     def _status(self, _: Nothing) -> dict[str, Any]:

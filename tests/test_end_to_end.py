@@ -233,9 +233,9 @@ def secrets_of(world: World) -> dict[str, bytes]:
         "PAN": card.pan.digits.encode(),
         "track 2 (BCD)": card.track2,
         "track 2 (digits)": track2.replace("F", "").encode(),
-        "data key": bytes.fromhex((world.directory / "keys" / "data-key").read_text()),
-        "chain key": bytes.fromhex((world.directory / "keys" / "chain-key").read_text()),
-        "spool key": bytes.fromhex((world.directory / "keys" / "spool-key").read_text()),
+        "data key": bytes.fromhex((world.directory / "keys" / "terminal" / "data-key").read_text()),
+        "chain key": bytes.fromhex((world.directory / "keys" / "terminal" / "chain-key").read_text()),
+        "spool key": bytes.fromhex((world.directory / "keys" / "sync" / "spool-key").read_text()),
     }
 
 

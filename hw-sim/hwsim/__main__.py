@@ -59,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", type=Path, metavar="FILE", help="write the account of it")
     demo.add_argument("--screens", type=Path, default=Path("demo/screens"), help="where the screens go as PNG")
 
+    world = command("world", _world, "make an installation to play with: keys, cards, a host, a configuration")
+    world.add_argument("directory", type=Path, help="a new directory")
+    world.add_argument("--port", type=int, default=8443, help="where its host will listen (default: %(default)s)")
+
     run = command("run", _run, "the terminal service on a simulated device")
     run.add_argument("--device", type=Path, required=True, help="directory of a running `payterm-sim device`")
 
@@ -83,6 +87,18 @@ def _demo(options: argparse.Namespace) -> int:
     from hwsim import demo
 
     return demo.main(screens=options.screens, json_file=options.json)
+
+
+def _world(options: argparse.Namespace) -> int:
+    from hwsim.world import World
+
+    directory = options.directory.absolute()
+    if directory.exists():
+        print(f"payterm-sim: {directory} is there already and was left as it is: name a new directory", file=sys.stderr)
+        return 2
+    World(directory).provision(f"https://127.0.0.1:{options.port}", {})
+    print(f"made {directory}: configuration in payterm.toml, cards in device/cards, the host's books in host")
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from cryptography.hazmat.primitives import serialization
-
 from hwsim.cards import visa
 from hwsim.cards.personalise import Bureau, personalise
 from hwsim.device import DeviceClient
@@ -29,7 +27,7 @@ from hwsim.host import controls
 from hwsim.host.server import BUREAU_FILE, open_host
 from terminal.clock import system_entropy
 from terminal.control import ControlClient, TerminalUnavailable
-from terminal.ledger.keys import HOST_ANSWER_KEY, HOST_SEALING_KEY, SIGNING_KEY, generate
+from terminal.ledger.keys import HOST_ANSWER_KEY, HOST_SEALING_KEY, generate, generate_spool_key
 from terminal.money import Amount
 
 START_S: Final = 30.0  # a process that has not answered by then is broken; a slow machine takes 3
@@ -50,7 +48,7 @@ currency = "EUR"
 
 [ledger]
 directory = "{directory}/terminal"
-keys = "{directory}/keys"
+keys = "{directory}/keys/terminal"
 journal_mib = 16
 
 [socket]
@@ -75,7 +73,7 @@ read_timeout_ms = 3000
 
 [sync]
 directory = "{directory}/sync"
-keys = "{directory}/keys"
+keys = "{directory}/keys/sync"
 backoff_min_ms = 100
 backoff_max_ms = 1000
 
@@ -104,15 +102,19 @@ class World:
     @classmethod
     @contextlib.contextmanager
     def create(cls, directory: Path, **sale: object) -> Iterator[World]:
-        """Make keys, cards, host and configuration (`sale`: values of [sale]); end every process at the end."""
+        """Make an installation (`sale`: values of its section [sale]); end every process at the end."""
         world = cls(directory)
-        for name in ("device/cards", "host", "run", "log"):
-            (directory / name).mkdir(mode=0o700, parents=True)
         try:
-            world._provision(sale)
+            world.provision(_URL_TO_COME, sale)
             yield world
         finally:
             world.close()
+
+    def provision(self, url: str, sale: Mapping[str, object]) -> None:
+        """Make keys, cards, host and configuration in the directory, which may be there already but not filled."""
+        for name in ("device/cards", "host", "run", "log"):
+            (self.directory / name).mkdir(mode=0o700, parents=True)
+        self._provision(url, sale)
 
     def close(self) -> None:
         """End whatever still runs."""
@@ -205,7 +207,7 @@ class World:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"},
             )
 
-    def _provision(self, sale: Mapping[str, object]) -> None:
+    def _provision(self, url: str, sale: Mapping[str, object]) -> None:
         keys, host_directory = self.directory / "keys", self.directory / "host"
         bureau = Bureau.create(system_entropy)
         bureau.save(host_directory / BUREAU_FILE)
@@ -215,15 +217,14 @@ class World:
         (self.directory / "device" / "cards" / "normal.json").rename(
             self.directory / "device" / "cards" / f"{CARD}.json"
         )
-        generate(keys, system_entropy)
-        (keys / "spool-key").write_text(system_entropy(32).hex())
-        (keys / "spool-key").chmod(0o600)
+        generate(keys / "terminal", system_entropy)
+        generate_spool_key(keys / "sync", system_entropy)
         with open_host(host_directory) as host:
-            host.register(TERMINAL_ID, MERCHANT_ID, _public_pem(keys / SIGNING_KEY))
+            host.register(TERMINAL_ID, MERCHANT_ID, (keys / "terminal" / "signing-key.pub").read_bytes())
             host.enrol(profile)
         public = host_directory / "public"
         for name in (HOST_SEALING_KEY, HOST_ANSWER_KEY):
-            shutil.copy(public / name, keys / name)
+            shutil.copy(public / name, keys / "terminal" / name)
         fingerprints = json.loads((public / "fingerprints.json").read_text(encoding="utf-8"))
         ca_key = bureau.ca_public_key.record()
         self.config.write_text(
@@ -231,7 +232,7 @@ class World:
                 terminal=TERMINAL_ID,
                 merchant=MERCHANT_ID,
                 directory=self.directory,
-                url=_URL_TO_COME,
+                url=url,
                 sealing=fingerprints[HOST_SEALING_KEY],
                 answer=fingerprints[HOST_ANSWER_KEY],
                 sale="\n".join(f"{name} = {json.dumps(value)}" for name, value in sale.items()),
@@ -320,9 +321,3 @@ class World:
         """Copy the logs out of a directory that is about to go."""
         shutil.copytree(self.directory / "log", to, dirs_exist_ok=True)
         return to
-
-
-def _public_pem(signing_key: Path) -> bytes:
-    """What an operator is given of a terminal: the public half of its signing key."""
-    key = serialization.load_pem_private_key(signing_key.read_bytes(), password=None)
-    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

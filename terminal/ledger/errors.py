@@ -4,9 +4,13 @@ money, and what to do. No message holds card data, a key or an amount.
 
 from __future__ import annotations
 
+from terminal.errors import TerminalError
 
-class LedgerError(Exception):
+
+class LedgerError(TerminalError):
     """Anything that the ledger reports."""
+
+    exit_code = 5
 
 
 class KeyUnavailable(LedgerError):

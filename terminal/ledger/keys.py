@@ -13,6 +13,7 @@ import hmac
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -30,6 +31,7 @@ CHAIN_KEY: Final = "chain-key"
 SIGNING_KEY: Final = "signing-key"
 HOST_SEALING_KEY: Final = "host-sealing-key"
 HOST_ANSWER_KEY: Final = "host-answer-key"
+SPOOL_KEY: Final = "spool-key"
 
 _SECRET_BYTES: Final = 32  # AES-256 and HMAC-SHA256 alike
 _FILE_BYTES_MAX: Final = 4096  # a PEM of either kind of key is under 200 bytes
@@ -160,18 +162,36 @@ class TerminalKeys:
 
 
 def generate(directory: Path, entropy: Entropy) -> None:
-    """Make the terminal's own three keys for development, 0600. Raises `KeyUnavailable` where one already is.
+    """Make the terminal's own three keys for development, 0600, and `signing-key.pub` for the host to know it by.
 
-    The host's public keys are not made here: they come from the host.
+    The host's public keys are not made here: they come from the host. Raises `KeyUnavailable` where a key already is.
     """
-    signing = Ed25519PrivateKey.from_private_bytes(entropy(_SECRET_BYTES)).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    signing = Ed25519PrivateKey.from_private_bytes(entropy(_SECRET_BYTES))
+    _write_new(
+        directory,
+        {
+            DATA_KEY: _new_secret(entropy),
+            CHAIN_KEY: _new_secret(entropy),
+            SIGNING_KEY: signing.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+            SIGNING_KEY + ".pub": signing.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            ),
+        },
     )
-    contents = {
-        DATA_KEY: entropy(_SECRET_BYTES).hex().encode() + b"\n",
-        CHAIN_KEY: entropy(_SECRET_BYTES).hex().encode() + b"\n",
-        SIGNING_KEY: signing,
-    }
+
+
+def generate_spool_key(directory: Path, entropy: Entropy) -> None:
+    """Make the sync service's key for development. Raises `KeyUnavailable` where it already is."""
+    _write_new(directory, {SPOOL_KEY: _new_secret(entropy)})
+
+
+def _new_secret(entropy: Entropy) -> bytes:
+    return entropy(_SECRET_BYTES).hex().encode() + b"\n"
+
+
+def _write_new(directory: Path, contents: Mapping[str, bytes]) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in contents:
         if (directory / name).exists():

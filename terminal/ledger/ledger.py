@@ -91,10 +91,9 @@ class Ledger:
         report: RecoveryReport,
         clock: Clock,
         entropy: Entropy,
-        release: ExitStack,
     ) -> None:
         self._directory = directory
-        self._release = release  # what `open` took: database, journal, lock
+        self._release = ExitStack()  # what `open` took: database, journal, lock
         self._journal = journal
         self._store = store
         self._clock = clock
@@ -148,15 +147,16 @@ class Ledger:
                 log_size_bytes=settings.wal_size_bytes,
             )
             opened.callback(store.close)
-            return cls(
+            ledger = cls(
                 directory=directory,
                 journal=journal,
                 store=store,
                 report=report,
                 clock=clock,
                 entropy=entropy,
-                release=opened.pop_all(),
             )
+            ledger._release = opened.pop_all()
+            return ledger
 
     def close(self) -> None:
         """Make everything durable and let go. A database found damaged is moved aside, the next start rebuilds it."""

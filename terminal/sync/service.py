@@ -11,7 +11,7 @@ from terminal import notify
 from terminal.clock import Clock, Entropy
 from terminal.config import Config, credentials
 from terminal.control import CallRefused, ControlClient
-from terminal.ledger.keys import KeyStore
+from terminal.ledger.keys import SPOOL_KEY, KeyStore
 from terminal.sync.destinations.host import HostSettings
 from terminal.sync.errors import AnswerRejected
 from terminal.sync.loop import SyncSettings
@@ -19,7 +19,6 @@ from terminal.sync.loop import run as run_loop
 from terminal.sync.spool import OutboxItem
 from terminal.sync.step import Backoff, LinkReport
 
-SPOOL_KEY: Final = "spool-key"
 _REJECTED: Final = "answer_rejected"
 
 
