@@ -249,7 +249,7 @@ def found_in_clear(world: World, extra: Path | None = None) -> list[str]:
             forms |= {packed, packed.hex().encode(), packed.hex().upper().encode()}
             forms.add(b" ".join(secret[at : at + 4] for at in range(0, len(secret), 4)))
         needles[name] = forms
-    places = [world.directory / name for name in ("terminal", "sync", "log", "run")]
+    places = [world.directory / name for name in ("ledger", "sync", "log", "run")]
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
     assert len(files) >= 6, files
     return [

@@ -47,7 +47,7 @@ country = 276
 currency = "EUR"
 
 [ledger]
-directory = "{directory}/terminal"
+directory = "{directory}/ledger"
 keys = "{directory}/keys/terminal"
 journal_mib = 16
 
@@ -198,7 +198,7 @@ class World:
             raise WorldError(f"{name} runs already")
         with self.log(name).open("wb" if name == "host" else "ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", self.modules.get(name, arguments[0]), *arguments[1:]],
+                [sys.executable, "-P", "-m", self.modules.get(name, arguments[0]), *arguments[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
