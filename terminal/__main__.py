@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 def hardware(config: Config) -> Hardware:
     """The hardware that the configuration names."""
     # Imported here: commands that ask the running service must not pay for libraries that drive hardware.
-    from drivers.oled import Oled
-
     from drivers.nfc import Pn532Reader
+    from drivers.oled import Oled
     from terminal.app import Hardware
 
     return Hardware(

@@ -8,10 +8,23 @@ from PIL import Image
 
 GOLDENS = Path(__file__).parent / "goldens" / "en"
 SHEET = Path(__file__).parent.parent / "docs" / "screens.png"
-SHOWN = (
-    "start idle enter-amount present-card reading authorising approved accepted-offline declined-insufficient_funds "
-    "remove-card-approved try-again-card_lost one-card-only use-other-card error-reader_missing keep-or-void"
-).split()
+SHOWN = [
+    "start",
+    "idle",
+    "enter-amount",
+    "present-card",
+    "reading",
+    "authorising",
+    "approved",
+    "accepted-offline",
+    "declined-insufficient_funds",
+    "remove-card-approved",
+    "try-again-card_lost",
+    "one-card-only",
+    "use-other-card",
+    "error-reader_missing",
+    "keep-or-void",
+]
 COLUMNS, SCALE, MARGIN = 5, 2, 12
 BACKGROUND = 72
 

@@ -16,23 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from jwt.api_jws import PyJWS
 
-from terminal.ledger import (
-    CardSummary,
-    Decision,
-    Envelopes,
-    Event,
-    Kind,
-    Ledger,
-    LedgerSettings,
-    TerminalKeys,
-    Transaction,
-    digest,
-    key_id,
-    verify_answer,
-)
 from terminal.ledger.journal import BLOCK_BYTES, FileMedium, Medium
-from terminal.ledger.keys import SecretKey
-from terminal.ledger.sealing import sealing_info
+from terminal.ledger.keys import SecretKey, TerminalKeys, key_id
+from terminal.ledger.ledger import Ledger, LedgerSettings
+from terminal.ledger.sealing import Envelopes, digest, sealing_info, verify_answer
+from terminal.ledger.values import CardSummary, Decision, Event, Kind, Transaction
 from terminal.money import EUR, Amount
 
 TERMINAL, MERCHANT = "till-1", "shop-1"

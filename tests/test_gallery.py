@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageChops
-
 from gallery import SHEET, sheet
+from PIL import Image, ImageChops
 
 
 def test_the_sheet_in_docs_is_up_to_date() -> None:

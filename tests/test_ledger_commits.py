@@ -13,28 +13,20 @@ from pathlib import Path
 import pytest
 from ledger_rig import SUMMARY, TERMINAL, CountingMedium, Host, MemoryMedium, Rig
 
-from terminal.ledger import (
+from terminal.ledger.errors import (
     AnswerRejected,
-    CardSummary,
-    Decision,
-    Event,
-    Exposure,
     IllegalTransition,
     JournalFull,
-    Kind,
-    Ledger,
     LedgerError,
     LedgerLocked,
-    LedgerSettings,
     NoSuchTransaction,
     ReferenceTaken,
-    ReversalReason,
-    State,
-    Total,
-    Transaction,
-    verify_answer,
 )
 from terminal.ledger.journal import SLOT_BYTES, Medium
+from terminal.ledger.ledger import Ledger, LedgerSettings
+from terminal.ledger.sealing import verify_answer
+from terminal.ledger.states import State
+from terminal.ledger.values import CardSummary, Decision, Event, Exposure, Kind, ReversalReason, Total, Transaction
 from terminal.money import EUR, JPY, USD, Amount
 
 

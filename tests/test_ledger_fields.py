@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from ledger_rig import seeded
 
-from terminal.ledger import LedgerCorrupt
+from terminal.ledger.errors import LedgerCorrupt
 from terminal.ledger.fields import FieldCipher
 from terminal.ledger.keys import SecretKey
 from terminal.ledger.models import LedgerDatabase, Tables, TransactionRow

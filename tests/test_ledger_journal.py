@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from ledger_rig import FixedClock, MemoryMedium, seeded
 
-from terminal.ledger import JournalFull, KeyUnavailable, LedgerCorrupt
+from terminal.ledger.errors import JournalFull, KeyUnavailable, LedgerCorrupt
 from terminal.ledger.journal import (
     BODY_BYTES_MAX,
     PAYLOAD_BYTES_MAX,

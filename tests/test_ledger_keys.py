@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ledger_rig import Host, seeded
 
-from terminal.ledger import KeyStore, KeyUnavailable, TerminalKeys, fingerprint, generate, key_id
+from terminal.ledger.errors import KeyUnavailable
+from terminal.ledger.keys import KeyStore, TerminalKeys, fingerprint, generate, key_id
 
 
 @pytest.fixture

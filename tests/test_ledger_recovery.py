@@ -21,24 +21,14 @@ from uuid import UUID
 import pytest
 from ledger_rig import SMALL, MemoryMedium, Rig, seeded
 
-from terminal.ledger import (
-    Decision,
-    DiskTrouble,
-    Event,
-    KeyUnavailable,
-    Ledger,
-    LedgerCorrupt,
-    LedgerSettings,
-    LedgerTooNew,
-    ReversalReason,
-    State,
-    TerminalKeys,
-    Transaction,
-    digest,
-    resolve,
-)
+from terminal.ledger.errors import DiskTrouble, KeyUnavailable, LedgerCorrupt, LedgerTooNew
 from terminal.ledger.journal import SLOT_BYTES, FileMedium, Medium
-from terminal.ledger.keys import SecretKey
+from terminal.ledger.keys import SecretKey, TerminalKeys
+from terminal.ledger.ledger import Ledger, LedgerSettings
+from terminal.ledger.recovery import resolve
+from terminal.ledger.sealing import digest
+from terminal.ledger.states import State
+from terminal.ledger.values import Decision, Event, ReversalReason, Transaction
 
 TINY = LedgerSettings(journal_size_bytes=192 * SLOT_BYTES, wal_size_bytes=32768)
 

@@ -14,22 +14,11 @@ from cryptography.hazmat.primitives import hpke
 from jwt.api_jws import PyJWS
 from ledger_rig import CARD_TLV, MERCHANT, TERMINAL, TEST_PAN, FixedClock, Host, seeded
 
-from terminal.ledger import (
-    Answer,
-    AnswerRejected,
-    Envelopes,
-    Event,
-    Kind,
-    ReversalReason,
-    State,
-    Transaction,
-    Verdict,
-    digest,
-    key_id,
-    verify_answer,
-)
-from terminal.ledger.keys import Ed25519PrivateKey
-from terminal.ledger.sealing import ANSWER_CHARS_MAX, CARD_BYTES_MAX
+from terminal.ledger.errors import AnswerRejected
+from terminal.ledger.keys import Ed25519PrivateKey, key_id
+from terminal.ledger.sealing import ANSWER_CHARS_MAX, CARD_BYTES_MAX, Envelopes, digest, verify_answer
+from terminal.ledger.states import State
+from terminal.ledger.values import Answer, Event, Kind, ReversalReason, Transaction, Verdict
 from terminal.money import EUR, USD, Amount
 
 HOST = Host()

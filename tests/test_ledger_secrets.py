@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from ledger_rig import CARD_TLV, TEST_PAN, TRACK2, Rig
 
-from terminal.ledger import Decision, Event, ReversalReason
+from terminal.ledger.values import Decision, Event, ReversalReason
 
 
 @pytest.fixture

@@ -271,7 +271,8 @@ class Ledger:
                 return before
             if (answer.transaction, answer.event, answer.envelope) != (transaction, event, item.sha256):
                 raise AnswerRejected("envelope", "it answers another envelope")
-            advance(before.state, answer.decision.change)
+            contact = before.card is not None and before.card.contact
+            advance(before.state, answer.decision.change(before.state, contact=contact))
             body = {
                 "transaction": str(transaction),
                 "event": event.value,
@@ -371,6 +372,11 @@ class Ledger:
         """What waits for the host while a customer waits."""
         with self._held():
             return [transaction for transaction in self._at_risk.values() if transaction.state is State.AUTHORISING]
+
+    def completing(self) -> list[Transaction]:
+        """Approved by the host, the card's last word missing."""
+        with self._held():
+            return self._store.in_states([State.COMPLETING])
 
     def opened(self) -> list[Transaction]:
         with self._held():

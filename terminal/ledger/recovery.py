@@ -4,7 +4,8 @@ Two steps. `recover` makes ledger.db say what the journal says: records that it 
 missing or damaged is built anew (the damaged one is moved aside, never deleted), and erasures that were cut off are
 finished. Only what is new is read; the whole journal only for a rebuild. `resolve` then ends what was cut off, and
 never by guessing: without a cryptogram nothing can have been charged, so it is void; where the host may have been asked
-and nothing was accepted, it is reversed; what was sold but perhaps never shown is for a person to decide.
+and nothing was accepted, or an inserted card's last word is missing, it is reversed; what was sold but perhaps never
+shown is for a person to decide.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def move_aside(path: Path) -> Path:
 
 def resolve(ledger: Ledger, envelopes: Envelopes) -> Resolution:
     """End what was cut off. Only at the start, before the first sale: a running one would look cut off, too."""
-    opened, authorising = ledger.opened(), ledger.authorising()
+    opened, authorising = ledger.opened(), [*ledger.authorising(), *ledger.completing()]
     for transaction in opened:
         ledger.commit_outcome(transaction.id, decision=Decision.VOID, reason="recovered")
     for transaction in authorising:

@@ -22,6 +22,8 @@ class State(StrEnum):
     DECLINED = "declined"
     VOID = "void"
     """Ended before the card gave a cryptogram."""
+    COMPLETING = "completing"
+    """Approved by the host, but the inserted card has not yet said that it agrees."""
     APPROVED = "approved"
     """Approved by the host while the customer waited."""
     SETTLED = "settled"
@@ -37,12 +39,15 @@ class Change(StrEnum):
     ACCEPTED = "outcome accepted"
     DECLINED = "outcome declined"
     VOID = "outcome void"
+    COMPLETED = "outcome completed"
     HOST_APPROVED = "answer approved"
+    HOST_APPROVED_CARD_WAITS = "answer approved while the card waits"
     HOST_DECLINED = "answer declined"
     HOST_REVERSED = "answer reversed"
     TIMED_OUT = "reversal timeout"
     RECOVERED = "reversal recovered"
     VOIDED = "reversal void"
+    CARD_REFUSED = "reversal card"
 
 
 _TABLE: Final = {
@@ -51,6 +56,11 @@ _TABLE: Final = {
     (State.OPENED, Change.DECLINED): State.DECLINED,
     (State.OPENED, Change.VOID): State.VOID,
     (State.AUTHORISING, Change.HOST_APPROVED): State.APPROVED,
+    (State.AUTHORISING, Change.HOST_APPROVED_CARD_WAITS): State.COMPLETING,
+    (State.COMPLETING, Change.COMPLETED): State.APPROVED,
+    (State.COMPLETING, Change.CARD_REFUSED): State.REVERSING,
+    (State.COMPLETING, Change.RECOVERED): State.REVERSING,
+    (State.AUTHORISING, Change.CARD_REFUSED): State.REVERSING,
     (State.AUTHORISING, Change.HOST_DECLINED): State.DECLINED,
     (State.AUTHORISING, Change.ACCEPTED): State.ACCEPTED,
     (State.AUTHORISING, Change.TIMED_OUT): State.REVERSING,

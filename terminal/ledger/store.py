@@ -204,7 +204,8 @@ class Store:
         learnt = {
             name: body[name] for name in ("reason", "authorisation_code", "rrn", "card_ref") if body[name] is not None
         }
-        state = advance(State(row.state), Verdict(body["decision"]).change)
+        before, card = State(row.state), row.details.get("card")
+        state = advance(before, Verdict(body["decision"]).change(before, contact=bool(card and card["contact"])))
         if state is State.REVERSING:
             learnt.pop("reason", None)  # why it is being reversed stays
         self._move(row, state, learnt)

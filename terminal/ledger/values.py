@@ -21,6 +21,7 @@ class Decision(StrEnum):
     ACCEPTED = "accepted"
     DECLINED = "declined"
     VOID = "void"
+    COMPLETED = "completed"
 
     @property
     def change(self) -> Change:
@@ -34,8 +35,10 @@ class Verdict(StrEnum):
     DECLINED = "declined"
     REVERSED = "reversed"
 
-    @property
-    def change(self) -> Change:
+    def change(self, state: State, *, contact: bool) -> Change:
+        """An inserted card has the last word on what the host approves; one that was tapped is gone."""
+        if contact and state is State.AUTHORISING and self is Verdict.APPROVED:
+            return Change.HOST_APPROVED_CARD_WAITS
         return _VERDICTS[self]
 
 
@@ -43,6 +46,7 @@ class ReversalReason(StrEnum):
     TIMEOUT = "timeout"
     RECOVERED = "recovered"
     VOID = "void"
+    CARD = "card"
 
     @property
     def change(self) -> Change:
@@ -54,6 +58,7 @@ _OUTCOMES = {
     Decision.ACCEPTED: Change.ACCEPTED,
     Decision.DECLINED: Change.DECLINED,
     Decision.VOID: Change.VOID,
+    Decision.COMPLETED: Change.COMPLETED,
 }
 _VERDICTS = {
     Verdict.APPROVED: Change.HOST_APPROVED,
@@ -64,6 +69,7 @@ _REVERSALS = {
     ReversalReason.TIMEOUT: Change.TIMED_OUT,
     ReversalReason.RECOVERED: Change.RECOVERED,
     ReversalReason.VOID: Change.VOIDED,
+    ReversalReason.CARD: Change.CARD_REFUSED,
 }
 
 
@@ -87,6 +93,7 @@ class CardSummary:
     cryptogram: str  # hex
     oda: str
     cvm: str
+    contact: bool = False
 
     def __post_init__(self) -> None:
         if len(self.last4) > 4:

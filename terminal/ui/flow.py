@@ -279,7 +279,7 @@ def result_screen(transaction: Transaction) -> Result:
             return screens.AcceptedOffline(transaction.amount, scheme, last4)
         case State.DECLINED | State.REFUSED | State.REVERSING | State.REVERSED:
             return screens.Declined(transaction.amount, transaction.reason or "declined")
-        case State.OPENED | State.AUTHORISING | State.VOID:
+        case State.OPENED | State.AUTHORISING | State.COMPLETING | State.VOID:
             return screens.Error("not_completed")
 
 

@@ -63,7 +63,7 @@ class Authorisation(_Sale, frozen=True, kw_only=True, tag="authorisation"):
 class Reversal(_Sale, frozen=True, kw_only=True, tag="reversal"):
     """This sale is not to be, whether the host has heard of it or not."""
 
-    reason: Literal["timeout", "recovered", "void"]
+    reason: Literal["timeout", "recovered", "void", "card"]
 
 
 Envelope: TypeAlias = Authorisation | Reversal
