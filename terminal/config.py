@@ -199,6 +199,9 @@ def _check(config: Config) -> None:
     """What types cannot say: amounts that parse, and limits for the terminal's own currency."""
     if config.currency.code not in config.limits:
         raise MoneyError(f"[limits.{config.currency.code}] is missing: the terminal's currency needs its limits")
+    for keys, state in ((config.ledger.keys, config.ledger.directory), (config.sync.keys, config.sync.directory)):
+        if keys is not None and keys.absolute().is_relative_to(state.absolute()):
+            raise MoneyError(f"keys in {keys} lie beside what they protect in {state}: name another directory")
     for code in config.limits:
         for name in ("transaction", "offline_transaction", "offline_sum"):
             config.limit(name, code)

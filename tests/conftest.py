@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from hwsim.world import World
+if TYPE_CHECKING:
+    from hwsim.world import World
 
 pytest_plugins = ["screens_plugin"]
 
@@ -16,6 +18,8 @@ pytest_plugins = ["screens_plugin"]
 @pytest.fixture(scope="module")
 def shop() -> Iterator[World]:
     """A whole installation, every part running. Shared by a module: its tests leave the device idle and mended."""
+    from hwsim.world import World  # here, so that a unit test does not pay for the whole simulator
+
     # Not under tmp_path: the path of a Unix socket may have 107 bytes.
     with (
         tempfile.TemporaryDirectory(prefix="payterm-") as directory,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from terminal.ledger.errors import (
 )
 from terminal.ledger.journal import SLOT_BYTES, Medium
 from terminal.ledger.ledger import Ledger, LedgerSettings
+from terminal.ledger.recovery import resolve
 from terminal.ledger.sealing import verify_answer
 from terminal.ledger.states import State
 from terminal.ledger.values import CardSummary, Decision, Event, Exposure, Kind, ReversalReason, Total, Transaction
@@ -422,7 +424,7 @@ def test_a_nearly_full_journal_refuses_sales_but_ends_what_it_began(tmp_path: Pa
             ledger.mark_shown(sales[-1].id, "any")
     assert len(sales) >= 8
     noted = 0
-    while ledger.note("start"):
+    while ledger.note(f"start {noted}"):
         noted += 1
         assert noted < 200
     # The worst case for every one of them, and all of it fits.
@@ -445,3 +447,51 @@ def test_a_host_of_another_key_opens_nothing(rig: Rig) -> None:
     sale = rig.sell(ledger)
     with pytest.raises(Exception):  # noqa: B017 (whatever the library says: it does not open)
         Host(seed=2).unseal(rig.envelope(ledger, sale.id), sale)
+
+
+def test_what_flaps_is_not_written_down_every_time(rig: Rig) -> None:
+    ledger = rig.open()
+    assert [ledger.note("link", online=False) for _ in range(20)].count(True) == 12
+    assert ledger.note("reader_lost")
+    rig.clock.now_ms += 3_600_000
+    assert ledger.note("link", online=True)
+
+
+# An inserted card has the last word
+
+
+def inserted(rig: Rig, ledger: Ledger) -> Transaction:
+    opened = rig.begin(ledger)
+    return ledger.commit_outcome(
+        opened.id,
+        decision=Decision.ONLINE,
+        reason="online",
+        card=replace(SUMMARY, contact=True),
+        envelope=rig.authorisation(opened, deferred=False),
+    )
+
+
+def test_an_approval_waits_for_an_inserted_card(rig: Rig) -> None:
+    ledger = rig.open()
+    sale = answered(rig, ledger, inserted(rig, ledger))
+    assert sale.state is State.COMPLETING
+    assert ledger.unshown() == [] and ledger.totals() == []
+    done = ledger.commit_outcome(sale.id, decision=Decision.COMPLETED, reason="completed")
+    assert done.state is State.APPROVED and ledger.unshown() == [done]
+
+
+def test_a_card_that_refuses_after_the_host_approved_is_reversed(rig: Rig) -> None:
+    ledger = rig.open()
+    sale = answered(rig, ledger, inserted(rig, ledger))
+    assert reverse(rig, ledger, sale, ReversalReason.CARD).state is State.REVERSING
+    assert [item.event for item in ledger.outbox(10)] == [Event.REVERSAL]
+
+
+def test_a_power_cut_before_the_cards_last_word_is_reversed(rig: Rig) -> None:
+    ledger = rig.open()
+    sale = answered(rig, ledger, inserted(rig, ledger))
+    rig.close_all()
+    ledger = rig.open()
+    resolution = resolve(ledger, rig.envelopes)
+    assert resolution.reversed == (sale.id,)
+    assert ledger.transaction(sale.id).state is State.REVERSING

@@ -66,6 +66,9 @@ _SLOTS_OF_EVENTS: Final = 64  # starts, stops and link reports while the journal
 
 _PENDING_MAX: Final = UNFLUSHED_MAX - 4  # a commit adds two records at most
 
+_NOTES_MAX: Final = 12  # of one kind within the time below: a flapping link must not fill the journal in days
+_NOTES_PER_MS: Final = 3_600_000
+
 OpenMedium: TypeAlias = Callable[[Path, int], Medium]
 MakeEnvelope: TypeAlias = Callable[[int], str]
 
@@ -104,6 +107,8 @@ class Ledger:
         self._pending: list[Record] = []  # written to the journal, not yet applied to the database
         self._opened: dict[UUID, Transaction] = {}  # what OPEN records among them began
         self._shown: dict[UUID, str] = {}  # what SHOWN records among them say
+        self._noted: dict[str, list[int]] = {}
+        self._left_out: dict[str, int] = {}
         self._overwritten: set[int] = set()  # payloads zeroed in the journal, not yet flushed
         self._at_risk = {transaction.id: transaction for transaction in store.at_risk()}
         self._next_number = store.last_number() + 1
@@ -321,11 +326,20 @@ class Ledger:
     def note(self, what: str, **details: str | int | bool | None) -> bool:
         """Write something into the audit trail; durable with the next commit or `flush`. No card data, no keys.
 
-        False when the journal's remaining room is kept for money: audit must not cost a sale its answer.
+        False when the journal's remaining room is kept for money: audit must not cost a sale its answer. A link or a
+        reader that flaps is written down now and then, with the number of times that were left out.
         """
         with self._held():
             if self._journal.free_slots <= self._slots_kept():
                 return False
+            now_ms = self._clock.monotonic_ms()
+            written = [at_ms for at_ms in self._noted.get(what, ()) if now_ms - at_ms < _NOTES_PER_MS]
+            if len(written) >= _NOTES_MAX:
+                self._left_out[what] = self._left_out.get(what, 0) + 1
+                return False
+            self._noted[what] = [*written, now_ms]
+            if left_out := self._left_out.pop(what, 0):
+                details["left_out"] = left_out
             self._append_unflushed(RecordType.EVENT, {"what": what, "details": details})
             return True
 

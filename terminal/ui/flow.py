@@ -6,6 +6,7 @@ what that says; a sale is shown only after its state is committed, and the showi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from terminal.emv.outcome import (
     TryAnotherInterface,
     UiRequest,
 )
-from terminal.ledger.errors import LedgerError
+from terminal.ledger.errors import IllegalTransition, LedgerError
 from terminal.ledger.ledger import Ledger
 from terminal.ledger.states import State
 from terminal.ledger.values import ReversalReason, Transaction
@@ -193,10 +194,10 @@ class Flow:
             if keep is None:
                 return
             self._ledger.note("kept" if keep else "voided", transaction=str(transaction.id))
-            if keep:
-                self._ledger.mark_shown(transaction.id, "kept")
-            else:
-                self._payments.reverse(transaction, ReversalReason.VOID)
+            if not keep:
+                with contextlib.suppress(IllegalTransition):  # the host has declined it meanwhile: nothing to take back
+                    self._payments.reverse(transaction, ReversalReason.VOID)
+            self._ledger.mark_shown(transaction.id, "kept" if keep else "voided")
 
     def _idle_screen(self) -> Screen:
         if self._reader_fault is not None:
