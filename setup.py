@@ -33,14 +33,13 @@ setup(
         "cryptography>=47",  # the first release with HPKE
         "peewee>=4.5",
         "Pillow>=10",
-        "PyJWT>=2.8",
         "msgspec>=0.19",
         "requests>=2.31",
         "rich>=13",
     ],
     extras_require={
         "pi": ON_HARDWARE,
-        "sim": [*ON_HARDWARE, "pyemv>=1.5"],
+        "sim": ON_HARDWARE,
         "dev": [
             *ON_HARDWARE,
             "pyemv>=1.5",
@@ -51,6 +50,7 @@ setup(
             "jsonschema>=4.20",
             "mypy>=1.10",
             "openapi-spec-validator>=0.7",
+            "PyJWT>=2.8",
             "pytest>=8",
             "pytest-cov>=5",
             "pytest-timeout>=2.3",

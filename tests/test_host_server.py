@@ -262,9 +262,11 @@ def test_a_body_that_ends_early_is_no_refusal(client: Client, server: HostServer
         )
         stream.sendall(head.encode() + envelope[:-10])
         # Say that nothing more comes, and wait for the close. An answer in between would be another error.
-        with pytest.raises(OSError) as closed:
+        # Some releases of OpenSSL call the host's close an error, others do not.
+        try:
             stream.unwrap()
-        assert "APPLICATION_DATA" not in str(closed.value)
+        except OSError as closed:
+            assert "APPLICATION_DATA" not in str(closed)
     assert server.host.bookings() == []
     assert client.put(payload, envelope).status == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -472,8 +473,17 @@ def test_nonsense_from_the_reader_is_a_fault_and_nothing_else(reader: CardReader
             with pytest.raises(ReaderMissing):
                 reader.open()
         bench.call("behave")
-        reader.open()
+        taken_up_again(reader)
     works(reader, bench)
+
+
+def taken_up_again(reader: CardReader) -> None:
+    """As the terminal does it: now and then. nfcpy waits 100 ms for an ACK, which a busy machine may miss."""
+    for _ in range(4):
+        with contextlib.suppress(ReaderFault):
+            reader.open()
+            return
+    reader.open()
 
 
 # ---- discretion

@@ -82,6 +82,17 @@ def run(config: Config, *, clock: Clock, entropy: Entropy, stop: threading.Event
         backoff=Backoff(first_ms=config.sync.backoff_min_ms, ceiling_ms=config.sync.backoff_max_ms),
     )
     terminal = SocketTerminal(ControlClient(config.socket.path))
-    notify.ready()
-    run_loop(settings, terminal, clock=clock, entropy=entropy, stop=stop, alive=notify.alive)
+    # Ready is said with the first sign of life, when the spool is open: a locked or damaged one must not look started.
+    run_loop(settings, terminal, clock=clock, entropy=entropy, stop=stop, alive=_FirstReady().alive)
     notify.stopping()
+
+
+class _FirstReady:
+    """Tells systemd "ready" once, then that the loop comes round."""
+
+    def __init__(self) -> None:
+        self._tell = notify.ready
+
+    def alive(self) -> None:
+        self._tell()
+        self._tell = notify.alive
