@@ -8,6 +8,7 @@ ON_HARDWARE = [
     "nfcpy>=1.0.4",
     "pyserial>=3.5",
     "luma.oled>=3.13",
+    "gpiozero>=2",
 ]
 
 setup(
@@ -38,7 +39,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "pi": ON_HARDWARE,
+        "pi": [*ON_HARDWARE, "lgpio>=0.2.2", "spidev>=3.5"],
         "sim": ON_HARDWARE,
         "dev": [
             *ON_HARDWARE,

@@ -37,5 +37,5 @@ if [ -n "$missing" ]; then
 fi
 
 "$python" -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[pi,sim,dev]'
+"$venv/bin/pip" install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[sim,dev]'
 say "setup: ready in $venv"

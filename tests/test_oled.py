@@ -1,29 +1,32 @@
-"""The OLED's driver over the real luma.oled, and the simulated panel below it."""
+"""The OLED's driver over the real luma.oled, and the simulated panels below it, SSD1306 and SH1106."""
 
 from __future__ import annotations
 
 import gc
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from luma.core.error import DeviceNotFoundError
-from luma.oled.device import ssd1306
+from luma.oled.device import sh1106, ssd1306
 from PIL import Image
 
-from drivers.interfaces import DISPLAY_SIZE_PX, DisplayFault
-from drivers.oled import Oled
+from drivers.interfaces import DISPLAY_SIZE_PX, DisplayFault, PinFault
+from drivers.oled import Controller, Oled
 from hwsim.console import draw
-from hwsim.ssd1306 import BusDecoder, LocalBus, SocketBus, Ssd1306, serve_bus
+from hwsim.ssd1306 import BusDecoder, LocalBus, Sh1106, SocketBus, SpiBus, Ssd1306, serve_bus
 from terminal.money import EUR, Amount
 from terminal.ui.screens import Approved, PresentCard, render
 
 SALE = Amount(1250, EUR)
 SEED = 20_261_123
+PANELS: dict[Controller, type[Ssd1306]] = {"ssd1306": Ssd1306, "sh1106": Sh1106}
 
 
 class WatchedBus(LocalBus):
@@ -55,9 +58,15 @@ class WatchedBus(LocalBus):
             raise self.error
 
 
+@pytest.fixture(params=PANELS)
+def controller(request: pytest.FixtureRequest) -> Controller:
+    found: Controller = request.param
+    return found
+
+
 @pytest.fixture
-def panel() -> Ssd1306:
-    return Ssd1306()
+def panel(controller: Controller) -> Ssd1306:
+    return PANELS[controller]()
 
 
 @pytest.fixture
@@ -66,8 +75,8 @@ def bus(panel: Ssd1306) -> WatchedBus:
 
 
 @pytest.fixture
-def oled(bus: WatchedBus) -> Iterator[Oled]:
-    display = Oled(lambda: bus)
+def oled(bus: WatchedBus, controller: Controller) -> Iterator[Oled]:
+    display = Oled(lambda: bus, controller=controller)
     yield display
     bus.breaks_at = None
     display.close()
@@ -116,6 +125,97 @@ def test_only_changed_rows_are_sent(oled: Oled, bus: WatchedBus) -> None:
     assert bus.data_bytes == data_bytes + 128, "one page of eight rows"
 
 
+@pytest.mark.parametrize(("controller", "pages"), [("ssd1306", 6), ("sh1106", 2)], indirect=["controller"])
+def test_what_lies_between_two_changes(oled: Oled, bus: WatchedBus, panel: Ssd1306, pages: int) -> None:
+    """One window of the SSD1306 is cheaper than two; the SH1106 is addressed by the page anyway."""
+    picture = noise()
+    oled.open()
+    oled.show(picture)
+    data_bytes = bus.data_bytes
+    for y in (9, 55):
+        picture.putpixel((64, y), 255 - int(picture.getpixel((64, y)) or 0))  # type: ignore[arg-type]
+    oled.show(picture)
+    assert bus.data_bytes == data_bytes + pages * 128
+    assert panel.picture().tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize(("wired", "configured"), [("ssd1306", "sh1106"), ("sh1106", "ssd1306")])
+def test_the_wrong_controller_is_seen(wired: Controller, configured: Controller) -> None:
+    """Negative control: the two are not so alike that either driver would do."""
+    panel = PANELS[wired]()
+    display = Oled(lambda: LocalBus(panel), controller=configured)
+    try:
+        display.open()
+        display.show(noise())
+    except ValueError:
+        return  # a command that the controller does not have
+    assert panel.picture().tobytes() != noise().tobytes()
+
+
+class Lines:
+    """The display's two lines beside the SPI, and which of them another program holds."""
+
+    OUT, LOW, HIGH = 0, 0, 1
+
+    def __init__(self) -> None:
+        self.levels: dict[int, int] = {}
+        self.resets = 0
+        self.busy: int | None = None
+
+    def setup(self, pin: int, direction: int) -> None:
+        if pin == self.busy:
+            raise PinFault(f"GPIO {pin} (display line) cannot be used")
+        assert direction == self.OUT
+        self.levels[pin] = self.LOW
+
+    def output(self, pin: int, level: int) -> None:
+        self.resets += pin == 25 and level == self.HIGH
+        self.levels[pin] = level
+
+    def close(self) -> None:
+        self.levels.clear()
+
+
+def test_on_spi(monkeypatch: pytest.MonkeyPatch, panel: Ssd1306, controller: Controller) -> None:
+    lines = Lines()
+    bus = SpiBus(panel, lambda: bool(lines.levels[24]))
+    monkeypatch.setitem(sys.modules, "spidev", SimpleNamespace(SpiDev=lambda: bus))
+    display = Oled.on_spi(lines, 0, 1, controller=controller)
+    for number in range(2):
+        display.open()
+        assert (bus.opened, lines.resets) == ((0, 1), number + 1)
+        assert bus.max_speed_hz == {"ssd1306": 8_000_000, "sh1106": 4_000_000}[controller]
+        for picture in pictures():
+            display.show(picture)
+            assert panel.picture().tobytes() == picture.tobytes()
+        display.close()
+        assert bus.opened is None
+        assert lines.levels == {}, "released"
+
+
+def test_what_spi_can_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = Lines()
+    display = Oled.on_spi(lines)
+    monkeypatch.setitem(sys.modules, "spidev", None)
+    with pytest.raises(DisplayFault, match=r"SSD1306 on /dev/spidev0.0, lines GPIO 24 and 25.*sales go on") as caught:
+        display.open()
+    assert isinstance(caught.value.__cause__, ImportError)
+    assert lines.levels == {}
+
+    def missing(_port: int, _device: int) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setitem(sys.modules, "spidev", SimpleNamespace(SpiDev=lambda: SimpleNamespace(open=missing)))
+    with pytest.raises(DisplayFault, match="SPI device not found"):
+        display.open()
+    assert lines.levels == {}
+    lines.busy = 25
+    with pytest.raises(DisplayFault, match="GPIO 25") as caught:
+        display.open()
+    assert isinstance(caught.value.__cause__, PinFault)
+    assert lines.levels == {}
+
+
 @pytest.mark.parametrize("error", [OSError(121, "Remote I/O error"), DeviceNotFoundError("no device"), TimeoutError()])
 @pytest.mark.parametrize("transfer", range(1, 9))
 def test_a_broken_bus_is_a_display_fault_and_heals(
@@ -136,12 +236,12 @@ def test_a_broken_bus_is_a_display_fault_and_heals(
     assert panel.picture().tobytes() == pictures()[1].tobytes()
 
 
-def test_after_a_fault_nothing_is_taken_for_shown(oled: Oled, bus: WatchedBus) -> None:
+def test_after_a_fault_nothing_is_taken_for_shown(controller: Controller) -> None:
     """The panel was unplugged and has forgotten its picture: the same one must be sent again."""
-    panels = [Ssd1306(), Ssd1306()]
+    panels = [PANELS[controller](), PANELS[controller]()]
     buses = [WatchedBus(panel) for panel in panels]
     waiting = iter(buses)
-    display = Oled(lambda: next(waiting))
+    display = Oled(lambda: next(waiting), controller=controller)
     display.open()
     display.show(noise())
     buses[0].breaks_at = 0
@@ -157,7 +257,7 @@ def test_failed_attempts_leave_nothing_behind(oled: Oled, bus: WatchedBus) -> No
 
     def devices() -> int:
         gc.collect()
-        return sum(isinstance(each, ssd1306) for each in gc.get_objects())
+        return sum(isinstance(each, (ssd1306, sh1106)) for each in gc.get_objects())
 
     before = devices()
     bus.breaks_at = 0
@@ -199,15 +299,17 @@ def test_wrong_pictures_are_refused(oled: Oled, picture: Image.Image) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*getdata:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(Image.Image, "getdata"), reason="luma's own drawing needs a method that Pillow dropped")
-def test_luma_by_itself_draws_the_same(panel: Ssd1306) -> None:
+def test_luma_by_itself_draws_the_same(panel: Ssd1306, controller: Controller) -> None:
     """Our way of sending pages against luma's own, through the same panel."""
-    device = ssd1306(serial_interface=LocalBus(panel))
+    device = {"ssd1306": ssd1306, "sh1106": sh1106}[controller](serial_interface=LocalBus(panel))
     device.display(noise())
     assert panel.picture().tobytes() == noise().tobytes()
 
 
 # --- Panel ------------------------------------------------------------------------------------------------------------
 
+only_ssd1306 = pytest.mark.parametrize("controller", ["ssd1306"], indirect=True)
+only_sh1106 = pytest.mark.parametrize("controller", ["sh1106"], indirect=True)
 INIT = (0xAE, 0xA8, 0x3F, 0xD3, 0, 0x40, 0x8D, 0x14, 0x20, 0, 0xA1, 0xC8, 0xA4, 0xA6, 0x21, 0, 127, 0x22, 0, 7, 0xAF)
 
 
@@ -216,6 +318,7 @@ def lit(panel: Ssd1306) -> list[tuple[int, int]]:
     return [(x, y) for y in range(64) for x in range(128) if picture.getpixel((x, y))]
 
 
+@only_ssd1306
 @pytest.mark.parametrize(
     ("commands", "data", "expected"),
     [
@@ -243,6 +346,42 @@ def test_the_panel_follows_the_data_sheet(
     assert sorted(lit(panel)) == sorted(expected)
 
 
+SH1106_INIT = (0xAE, 0xA8, 0x3F, 0xD3, 0, 0x40, 0xAD, 0x8B, 0xA1, 0xC8, 0xA4, 0xA6, 0xB0, 0x02, 0x10, 0xAF)
+
+
+@only_sh1106
+@pytest.mark.parametrize(
+    ("commands", "data", "expected"),
+    [
+        ((), b"\x01", [(0, 0)]),
+        ((0x00,), b"\x01\x01\x01", [(0, 0)]),
+        ((0x01, 0x18), b"\x01\x01\x01\x01", [(127, 0)]),
+        ((0xB3, 0x05, 0x11), b"\x01\x80", [(19, 24), (20, 31)]),
+        ((0x0F, 0x1F), b"\xff", []),
+        ((0xA0,), b"\x01", [(127, 0)]),
+        ((0xC0,), b"\x01", [(0, 63)]),
+        ((), b"\x00" * 131 + b"\xff\xff", []),
+        ((0xAD, 0x8A), b"\xff", []),
+        ((0x8D, 0x20, 0x32), b"\x01", [(0, 0)]),
+    ],
+)
+def test_the_sh1106_follows_its_own(
+    panel: Ssd1306, commands: tuple[int, ...], data: bytes, expected: list[tuple[int, int]]
+) -> None:
+    for byte in (*SH1106_INIT, *commands):
+        panel.command(byte)
+    panel.data(data)
+    assert sorted(lit(panel)) == sorted(expected)
+
+
+@only_sh1106
+@pytest.mark.parametrize("command", [0x21, 0x22, 0x2E, 0xD1])
+def test_the_sh1106_has_no_windows(panel: Ssd1306, command: int) -> None:
+    with pytest.raises(ValueError, match=f"the SH1106 has no command {command:#x}"):
+        panel.command(command)
+
+
+@only_ssd1306
 def test_inversion_contrast_and_lamp_test(panel: Ssd1306) -> None:
     panel.command(*INIT, 0xA7, 0x81, 0x10)
     assert len(lit(panel)) == 128 * 64
@@ -281,11 +420,13 @@ def test_frames_in_any_pieces() -> None:
         assert pieced.picture().tobytes() == whole.picture().tobytes()
 
 
+@only_ssd1306
 def test_what_is_no_frame_is_refused(panel: Ssd1306) -> None:
     with pytest.raises(ValueError, match="C or D"):
         BusDecoder(panel).feed(b"X\x00\x00")
 
 
+@only_ssd1306
 def test_the_picture_outlives_the_terminal(tmp_path: Path, panel: Ssd1306) -> None:
     path = tmp_path / "oled.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

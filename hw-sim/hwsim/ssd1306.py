@@ -1,9 +1,10 @@
-"""The panel: an SSD1306 that understands the bytes on its bus and shows what a person would see.
+"""The panel: an SSD1306 or SH1106 that understands the bytes on its bus and shows what a person would see.
 
 It sits below luma.oled, where the I2C bus would be, and decodes commands and data into the controller's display
 memory (GDDRAM) after the data sheet (Solomon Systech SSD1306, chapters 8 to 10): addressing windows, scan directions,
 start line, contrast, inversion, sleep, charge pump. What luma or the driver gets wrong looks wrong here. Scrolling,
-which nothing here uses, is refused as any unknown byte is.
+which nothing here uses, is refused as any unknown byte is. The SH1106 (Sino Wealth) differs in few things, and those
+are all that `Sh1106` says. `SpiBus` is the SPI of either, where a line tells commands from data.
 
 `LocalBus` joins a panel in the same process, `SocketBus` one in another, so that a picture outlives the terminal that
 drew it. On the socket each transfer is a frame: "C" or "D", length in two bytes (big-endian), payload.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from PIL import Image, ImageChops
 
@@ -36,10 +37,25 @@ _ARGUMENTS: Final[dict[int, int]] = {
     0xC0: 0, 0xC8: 0, 0xD3: 1, 0xD5: 1, 0xD9: 1, 0xDA: 1, 0xDB: 1, 0xE3: 0,
 }  # fmt: skip
 _HORIZONTAL, _VERTICAL, _BY_PAGE = range(3)
+_SH1106_ARGUMENTS: Final[dict[int, int]] = {
+    **dict.fromkeys(range(0x20), 0),  # lower and higher column start
+    # Two commands of the SSD1306 that luma sends to an SH1106 as well. To this one they are reserved, single bytes that
+    # do nothing; the argument after each is then a command of its own, here a column.
+    0x20: 0, 0x8D: 0,
+    **dict.fromkeys(range(0x30, 0x34), 0),  # pump voltage
+    **dict.fromkeys(range(0x40, 0x80), 0),  # start line
+    0x81: 1, 0xA0: 0, 0xA1: 0, 0xA4: 0, 0xA5: 0, 0xA6: 0, 0xA7: 0, 0xA8: 1, 0xAD: 1, 0xAE: 0, 0xAF: 0,
+    **dict.fromkeys(range(0xB0, 0xB8), 0),  # page
+    0xC0: 0, 0xC8: 0, 0xD3: 1, 0xD5: 1, 0xD9: 1, 0xDA: 1, 0xDB: 1, 0xE3: 0,
+}  # fmt: skip
 
 
 class Ssd1306:
     """The controller with its glass, mounted as modules are: upright with segments remapped and COM scan downwards."""
+
+    NAME: ClassVar = "SSD1306"
+    COLUMNS: ClassVar = WIDTH  # of the memory; the glass lies over the middle
+    ARGUMENTS: ClassVar = _ARGUMENTS
 
     def __init__(self) -> None:
         self.on = False
@@ -53,7 +69,9 @@ class Ssd1306:
         self._mode = _BY_PAGE
         self._columns, self._pages = (0, WIDTH - 1), (0, PAGES - 1)
         self._column = self._page = 0
-        self._memory = bytes(WIDTH * PAGES)  # never changed in place: `picture` may be asked for by another thread
+        self._memory = bytes(
+            self.COLUMNS * PAGES
+        )  # never changed in place: `picture` may be asked for by another thread
         self._pending: list[int] = []
 
     def command(self, *sent: int) -> None:
@@ -61,10 +79,10 @@ class Ssd1306:
         for byte in sent:
             self._pending.append(byte)
             code, *arguments = self._pending
-            if code not in _ARGUMENTS:
+            if code not in self.ARGUMENTS:
                 self._pending.clear()
-                raise ValueError(f"the SSD1306 has no command {code:#04x}")
-            if len(arguments) == _ARGUMENTS[code]:
+                raise ValueError(f"the {self.NAME} has no command {code:#04x}")
+            if len(arguments) == self.ARGUMENTS[code]:
                 self._pending.clear()
                 self._execute(code, arguments)
 
@@ -72,7 +90,7 @@ class Ssd1306:
         """Bytes for the display memory, each eight pixels of one column, lowest bit uppermost."""
         memory = bytearray(self._memory)
         for byte in sent:
-            memory[self._page * WIDTH + self._column] = byte
+            memory[self._page * self.COLUMNS + self._column] = byte
             self._advance()
         self._memory = bytes(memory)
 
@@ -83,9 +101,11 @@ class Ssd1306:
         if self._all_lit:
             return Image.new("1", (WIDTH, HEIGHT), 255)
         picture, memory = Image.new("1", (WIDTH, HEIGHT)), self._memory
+        left = (self.COLUMNS - WIDTH) // 2
         for page in range(PAGES):
+            first = page * self.COLUMNS + left
             # Read as 128 rows of eight pixels, then flipped over the diagonal: a byte becomes a column.
-            rows = Image.frombytes("1", (8, WIDTH), memory[page * WIDTH : (page + 1) * WIDTH], "raw", "1;R")
+            rows = Image.frombytes("1", (8, WIDTH), memory[first : first + WIDTH], "raw", "1;R")
             picture.paste(rows.transpose(Image.Transpose.TRANSPOSE), (0, page * 8))
         picture = ImageChops.offset(picture, 0, -(self._start_line + self._offset))
         if self.inverted:
@@ -147,6 +167,34 @@ class Ssd1306:
                 self._column = (self._column + 1) % WIDTH
 
 
+class Sh1106(Ssd1306):
+    """The controller of many 1.3 inch modules: 132 columns of memory, addressed page by page only."""
+
+    NAME = "SH1106"
+    COLUMNS = 132
+    ARGUMENTS = _SH1106_ARGUMENTS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pumped = True  # its converter is on after reset
+
+    def _execute(self, code: int, arguments: list[int]) -> None:
+        match code, arguments:
+            case 0x20 | 0x8D, _:
+                pass
+            case 0xAD, [converter]:
+                self._pumped = bool(converter & 1)
+            case _ if code < 0x10:
+                self._column = self._column & 0xF0 | code
+            case _ if code < 0x20:
+                self._column = min((code & 0x0F) << 4 | self._column & 0x0F, self.COLUMNS - 1)
+            case _:
+                super()._execute(code, arguments)
+
+    def _advance(self) -> None:
+        self._column = min(self._column + 1, self.COLUMNS - 1)  # stays at the last column, which no glass shows
+
+
 def _next(position: int, window: tuple[int, int]) -> tuple[int, bool]:
     first, last = window
     return (first, True) if position == last else (position + 1, False)
@@ -166,6 +214,33 @@ class LocalBus:
 
     def cleanup(self) -> None:
         """Nothing to let go of."""
+
+
+class SpiBus:
+    """The SPI to a panel in this process, in the manner of a `spidev.SpiDev`.
+
+    `data` is the line that tells data (high) from commands.
+    """
+
+    def __init__(self, panel: Ssd1306, data: Callable[[], bool]) -> None:
+        self.max_speed_hz = 0
+        self.opened: tuple[int, int] | None = None
+        self._panel = panel
+        self._data = data
+
+    def open(self, port: int, device: int) -> None:
+        self.opened = port, device
+
+    def writebytes(self, sent: Sequence[int]) -> None:
+        if self.opened is None:
+            raise OSError("the bus is not open")
+        if self._data():
+            self._panel.data(bytes(sent))
+        else:
+            self._panel.command(*sent)
+
+    def close(self) -> None:
+        self.opened = None
 
 
 class SocketBus:
