@@ -9,6 +9,7 @@ ON_HARDWARE = [
     "pyserial>=3.5",
     "luma.oled>=3.13",
     "gpiozero>=2",
+    "pyscard>=2.3.1",
 ]
 
 setup(
@@ -28,7 +29,7 @@ setup(
     package_data={
         "terminal": ["py.typed", "ui/fonts/*", "ui/locale/*/LC_MESSAGES/*", "*.toml"],
         "drivers": ["py.typed"],
-        "hwsim": ["py.typed"],
+        "hwsim": ["py.typed", "cards/profiles/*.toml"],
     },
     install_requires=[
         "cryptography>=47",  # the first release with HPKE

@@ -537,9 +537,9 @@ def _sound(piezo: PWMOutputDevice, frequency_hz: int) -> None:
 class OutputLines:
     """Plain outputs in the way luma asks for them: what a display on SPI needs beside the bus."""
 
-    OUT: Final = 0
-    LOW: Final = 0
-    HIGH: Final = 1
+    OUT: int = 0
+    LOW: int = 0
+    HIGH: int = 1
 
     def __init__(self, gpio: Gpio) -> None:
         self._parts = _Parts(gpio)

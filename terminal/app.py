@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from drivers.interfaces import CardReader, Display
+from drivers.interfaces import Buzzer, CardReader, Display, Keypad, Lamps
 from terminal import VERSION, emvsetup, notify
 from terminal.clock import Clock, Entropy
 from terminal.config import Config, credentials
@@ -28,7 +28,9 @@ from terminal.payment import Payments
 from terminal.service import Service
 from terminal.ui import screens
 from terminal.ui.flow import Flow
+from terminal.ui.keys import KeypadThread
 from terminal.ui.panel import Panel
+from terminal.ui.readers import Readers
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +39,11 @@ _log = logging.getLogger(__name__)
 class Hardware:
     """What a composition root brings."""
 
-    reader: CardReader
+    readers: tuple[CardReader, ...]
     display: Display
+    keypad: Keypad | None = None
+    lamps: Lamps | None = None
+    buzzer: Buzzer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +92,12 @@ def run(config: Config, hardware: Hardware, *, clock: Clock, entropy: Entropy, s
     setup = emvsetup.build(config)
     roles = Roles.build(sync_user=config.socket.sync_user, register_user=config.socket.register_user)
     link, desk = Link(clock), Desk()
-    panel = Panel(hardware.display, config.terminal.language)
+    panel = Panel(hardware.display, config.terminal.language, lamps=hardware.lamps, buzzer=hardware.buzzer)
     panel.show(screens.Recovering())
     try:
         with recovered_books(config, clock, entropy) as books:
             ledger = books.ledger
-            ledger.note("start", version=VERSION, reader=hardware.reader.name)
+            ledger.note("start", version=VERSION, readers=", ".join(reader.name for reader in hardware.readers))
             payments = Payments(
                 config=config,
                 setup=setup,
@@ -105,9 +110,10 @@ def run(config: Config, hardware: Hardware, *, clock: Clock, entropy: Entropy, s
             service = Service(
                 config=config, ledger=ledger, answer_key=books.keys.host_answer, payments=payments, link=link, desk=desk
             )
+            readers = Readers(hardware.readers, clock, lambda what, name: ledger.note(what, reader=name))
             flow = Flow(
                 config=config,
-                reader=hardware.reader,
+                readers=readers,
                 panel=panel,
                 ledger=ledger,
                 payments=payments,
@@ -118,11 +124,16 @@ def run(config: Config, hardware: Hardware, *, clock: Clock, entropy: Entropy, s
                 alive=notify.alive,
             )
             control = ControlServer(config.socket.path, roles, service.calls())
+            keys = KeypadThread(hardware.keypad, desk.press) if hardware.keypad is not None else None
             try:
+                if keys is not None:
+                    keys.start()
                 notify.ready()
                 flow.run()
             finally:
                 notify.stopping()
+                if keys is not None:
+                    keys.stop()
                 control.close()
                 ledger.note("stop")
     except LedgerError as error:
@@ -132,4 +143,5 @@ def run(config: Config, hardware: Hardware, *, clock: Clock, entropy: Entropy, s
     else:
         panel.close()
     finally:
-        hardware.reader.close()
+        for reader in hardware.readers:
+            reader.close()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG: Final = Path("/etc/payterm/payterm.toml")
 EXIT_NOT_MADE: Final = 1
+_EXIT_USAGE: Final = 2
 _MADE: Final = {"approved", "accepted", "settled"}
 _RESULT_WAIT_MS: Final = 30_000  # one long-poll; repeated until the device has decided
 
@@ -51,9 +52,15 @@ def main(arguments: Sequence[str], hardware: HardwareFactory, *, prog: str = "pa
     )
     try:
         code: int = options.command(options, hardware)
+        sys.stdout.flush()  # here, where a reader that has left is no error
     except TerminalError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return error.exit_code
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileNotFoundError) as error:
+        print(
+            f"{prog}: {error.filename}: {error.strerror}. Nothing was charged. Check path and rights.", file=sys.stderr
+        )
+        return _EXIT_USAGE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -270,7 +277,9 @@ def _keys_init(options: argparse.Namespace, _: HardwareFactory) -> int:
 
 
 def _config_check(options: argparse.Namespace, _: HardwareFactory) -> int:
-    load(options.config)
+    from terminal import emvsetup
+
+    emvsetup.build(load(options.config))
     print(f"{options.config}: good")
     return 0
 

@@ -11,16 +11,19 @@ import os
 import tomllib
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from terminal.errors import TerminalError
-from terminal.money import Amount, Currency, MoneyError, currency
+from terminal.money import AMOUNT_MINOR_MAX, Amount, Currency, MoneyError, currency
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Hex = Annotated[str, msgspec.Meta(pattern=r"\A([0-9A-Fa-f]{2})+\Z")]
 _Fingerprint = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_Pin = Annotated[int, msgspec.Meta(ge=2, le=27)]
+# Waited for without a sign of life: well under the watchdog's minute.
+_WaitMs = Annotated[int, msgspec.Meta(ge=1, le=45_000)]
 _PositiveMs = Annotated[int, msgspec.Meta(ge=1, le=600_000)]
 
 
@@ -74,20 +77,43 @@ class ReaderSection(_Section, frozen=True):
     path: str = "/dev/ttyAMA0"
 
 
-class DisplaySection(_Section, frozen=True):
-    """The OLED on I2C."""
+class ContactSection(_Section, frozen=True):
+    """The contact reader, by PC/SC. `reader`: part of its name, where there are several."""
 
+    reader: str | None = None
+
+
+class DisplaySection(_Section, frozen=True):
+    """The OLED, on I2C unless `bus` says otherwise."""
+
+    controller: Literal["ssd1306", "sh1106"] = "ssd1306"
+    bus: Literal["i2c", "spi"] = "i2c"
     i2c_port: Annotated[int, msgspec.Meta(ge=0, le=31)] = 1
     i2c_address: Annotated[int, msgspec.Meta(ge=0x08, le=0x77)] = 0x3C
+    spi_port: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
+    spi_device: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
+    data_command: _Pin = 24
+    reset: _Pin = 25
+
+
+class PinsSection(_Section, frozen=True):
+    """Keypad, lamps and buzzer on the header, by BCM numbers. Without this section there are none."""
+
+    back_end: Literal["lgpio", "rpigpio"] = "lgpio"
+    rows: tuple[_Pin, ...] = (5, 6, 13, 19)
+    columns: tuple[_Pin, ...] = (12, 16, 20, 21)
+    lamps: tuple[_Pin, ...] = (17, 27, 22, 23)
+    status: _Pin = 26
+    buzzer: _Pin = 18
 
 
 class SaleSection(_Section, frozen=True):
     """How long each part of a sale may take, and what happens without the host."""
 
     offline: OfflinePolicy = OfflinePolicy.DEFERRED
-    authorisation_timeout_ms: _PositiveMs = 8_000
+    authorisation_timeout_ms: _WaitMs = 8_000
     card_timeout_ms: _PositiveMs = 60_000
-    result_hold_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 1_500
+    result_hold_ms: Annotated[int, msgspec.Meta(ge=0, le=45_000)] = 1_500
 
 
 class LimitsSection(_Section, frozen=True):
@@ -122,11 +148,16 @@ class SyncSection(_Section, frozen=True):
 
 
 class AidSection(_Section, frozen=True):
-    """An application that this terminal takes, with its kernel and contactless limits (Book A, 5)."""
+    """An application that this terminal takes, with its kernel and limits (Book A, 5). Kernel 0: inserted cards."""
 
     aid: _Hex
-    kernel: Annotated[int, msgspec.Meta(ge=1, le=255)]
-    ttq: _Hex = "21004080"  # EMV mode, ODA for online, CDCVM, fDDA version 1 (C-3, tag 9F66)
+    kernel: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    ttq: _Hex | None = None  # 9F66 for kernel 3; `terminal.emvsetup` has its default
+    version: _Hex | None = None  # 9F09
+    action_default: _Hex | None = None  # terminal action codes, DF8120 to DF8122
+    action_denial: _Hex | None = None
+    action_online: _Hex | None = None
+    terminal_floor: int | None = 0  # inserted cards: above it the host is asked
     contactless_transaction: int | None = None
     contactless_floor: int | None = 0  # above it the card is asked for an online cryptogram
     cvm_required: int | None = 5_000  # this terminal verifies no cardholder itself: above it only a phone will do
@@ -143,7 +174,15 @@ class CaKeySection(_Section, frozen=True):
     checksum: _Hex | None = None
 
 
-VISA_KERNEL_3 = AidSection(aid="A000000003", kernel=3)
+# What an inserted card must not approve alone: not authenticated, expired, not allowed, holder not verified (C5).
+_CAREFUL = "DC4000A800"
+
+STANDARD_AIDS = (
+    AidSection(aid="A000000003", kernel=3),
+    AidSection(aid="A000000004", kernel=2, contactless_transaction=AMOUNT_MINOR_MAX),
+    AidSection(aid="A000000003", kernel=0, version="008C", action_default=_CAREFUL, action_online=_CAREFUL),
+    AidSection(aid="A000000004", kernel=0, version="0002", action_default=_CAREFUL, action_online=_CAREFUL),
+)
 
 
 class Config(_Section, frozen=True):
@@ -155,10 +194,12 @@ class Config(_Section, frozen=True):
     ledger: LedgerSection = LedgerSection()
     socket: SocketSection = SocketSection()
     reader: ReaderSection = ReaderSection()
+    contact: ContactSection | None = None
     display: DisplaySection = DisplaySection()
+    pins: PinsSection | None = None
     sale: SaleSection = SaleSection()
     sync: SyncSection = SyncSection()
-    aids: tuple[AidSection, ...] = (VISA_KERNEL_3,)
+    aids: tuple[AidSection, ...] = STANDARD_AIDS
     ca_keys: tuple[CaKeySection, ...] = ()
 
     @property
@@ -192,7 +233,7 @@ def load(path: Path) -> Config:
 def _decode(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise msgspec.ValidationError(f"{value!r} is no {kind.__name__}")
+    raise ValueError(f"{value!r} is no {kind.__name__}")
 
 
 def _check(config: Config) -> None:
@@ -203,6 +244,8 @@ def _check(config: Config) -> None:
         if keys is not None and keys.absolute().is_relative_to(state.absolute()):
             raise MoneyError(f"keys in {keys} lie beside what they protect in {state}: name another directory")
     for code in config.limits:
+        if currency(code).code != code:
+            raise MoneyError(f"[limits.{code}] must be written [limits.{currency(code).code}]")
         for name in ("transaction", "offline_transaction", "offline_sum"):
             config.limit(name, code)
 

@@ -32,7 +32,9 @@ _log = logging.getLogger(__name__)
 
 
 class ControlError(TerminalError):
-    """A call on the local socket that did not do its work."""
+    """A call on the local socket that did not do its work, or a socket that cannot be made."""
+
+    exit_code = 2
 
 
 class TerminalUnavailable(ControlError):
@@ -65,13 +67,16 @@ class Roles:
 
     @classmethod
     def build(cls, *, sync_user: str | None, register_user: str | None) -> Roles:
-        """Root and our own user hold each role that no user is named for. Raises `KeyError` for an unknown user."""
+        """Root and our own user hold each role that no user is named for. Raises `ControlError` for an unknown one."""
         named = {Role.SYNC: sync_user, Role.REGISTER: register_user}
         unnamed = frozenset({Role.OPERATOR} | {role for role, user in named.items() if user is None})
         of_uid = {0: unnamed, os.getuid(): unnamed}
         for role, user in named.items():
             if user is not None:
-                uid = pwd.getpwnam(user).pw_uid
+                try:
+                    uid = pwd.getpwnam(user).pw_uid
+                except KeyError:
+                    raise ControlError(f"[socket] names the user {user!r}, whom this machine does not know") from None
                 of_uid[uid] = of_uid.get(uid, frozenset()) | {role}
         return cls(of_uid)
 
@@ -116,11 +121,17 @@ class ControlServer:
         self._calls = calls
         self._places = threading.BoundedSemaphore(CONNECTIONS_MAX)
         self._closing = threading.Event()
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(str(path))
-        path.chmod(0o666)  # who may speak is decided by peer credentials, not by the file's mode
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            self._socket.bind(str(path))
+            path.chmod(0o666)  # who may speak is decided by peer credentials, not by the file's mode
+        except OSError as error:
+            self._socket.close()
+            raise ControlError(
+                f"no socket can be made at {path}: {error.strerror or error}. No sale is taken."
+            ) from error
         self._socket.listen(CONNECTIONS_MAX)
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
         self._thread.start()

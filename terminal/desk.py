@@ -7,9 +7,14 @@ cancellation in, and the result out. What a result is worth is never decided her
 from __future__ import annotations
 
 import threading
+from collections import deque
+from typing import Final
 from uuid import UUID
 
+from drivers.interfaces import Key
 from terminal.ledger.values import Transaction
+
+_KEYS_MAX: Final = 16  # one amount and a confirmation, typed while a screen was being drawn
 
 
 class DeskBusy(Exception):
@@ -25,6 +30,7 @@ class Desk:
         self._running: UUID | None = None
         self._decided: UUID | None = None
         self._cancelled = False
+        self._keys: deque[Key] = deque(maxlen=_KEYS_MAX)
         self._verdicts: dict[UUID, bool] = {}
 
     def lay(self, transaction: Transaction) -> None:
@@ -38,14 +44,34 @@ class Desk:
                 self._cancelled = False
                 self._condition.notify_all()
 
-    def take(self, timeout_ms: int) -> Transaction | None:
-        """The flow waits for the next sale."""
+    def take(self, timeout_ms: int) -> Transaction | Key | None:
+        """The flow waits for what comes next: a register's sale, or a key."""
         with self._condition:
-            if self._waiting is None:
-                self._condition.wait(timeout_ms / 1000)
+            self._condition.wait_for(lambda: self._waiting is not None or self._keys, timeout_ms / 1000)
             taken, self._waiting = self._waiting, None
             self._running = taken.id if taken else None
+            if taken is None and self._keys:
+                return self._keys.popleft()
             return taken
+
+    def begin(self, transaction: Transaction) -> bool:
+        """A sale that was typed on the device itself. False when a register was quicker; keys typed before are gone."""
+        with self._condition:
+            self._keys.clear()
+            if self._waiting is not None:
+                return False
+            self._running = transaction.id
+            self._cancelled = False
+            return True
+
+    def press(self, key: Key) -> None:
+        """A key was pressed. In a sale only cancel counts; what nobody reads is forgotten, oldest first."""
+        with self._condition:
+            if self._running is not None:
+                self._cancelled = self._cancelled or key is Key.CANCEL
+                return
+            self._keys.append(key)
+            self._condition.notify_all()
 
     def decided(self) -> None:
         """The flow has shown the result; the card may still lie on the reader."""

@@ -6,11 +6,14 @@ from typing import Final
 
 from terminal.config import Config, ConfigError
 from terminal.emv.authentication import CaKey, CaKeyError, CaKeys
-from terminal.emv.configuration import Combination, ConfigurationError, Limits, Setup, bcd
+from terminal.emv.configuration import CONTACT, Combination, ConfigurationError, Limits, Setup, bcd
 from terminal.emv.tags import Tag
 
-# No CVM only: no PIN entry, no signature (Book 4, A2). SDA, DDA and CDA are understood.
-_CAPABILITIES: Final = bytes.fromhex("0008C8")
+# IC with contacts; no CVM only, neither PIN entry nor signature; DDA and CDA (Book 4, A2). SDA proves nothing here.
+_CAPABILITIES: Final = bytes.fromhex("200848")
+_KERNEL_3: Final = 3
+_TTQ: Final = bytes.fromhex("21004080")  # EMV mode, ODA for online, CDCVM, fDDA version 1 (C-3, tag 9F66)
+_ACTION_DEFAULT, _ACTION_DENIAL, _ACTION_ONLINE = 0xDF8120, 0xDF8121, 0xDF8122
 _GOODS_AND_SERVICES: Final = bytes.fromhex("6000000000")
 _ATTENDED_MERCHANT: Final = bytes.fromhex("22")  # attended, offline with online capability (Book 4, A1)
 
@@ -34,8 +37,19 @@ def build(config: Config) -> Setup:
                         contactless_floor=aid.contactless_floor,
                         cvm_required=aid.cvm_required,
                         zero_amount_allowed=aid.zero_amount_allowed,
-                        ttq=bytes.fromhex(aid.ttq),
+                        terminal_floor=aid.terminal_floor if aid.kernel == CONTACT else None,
+                        ttq=bytes.fromhex(aid.ttq) if aid.ttq else (_TTQ if aid.kernel == _KERNEL_3 else None),
                     ),
+                    tags={
+                        int(tag): bytes.fromhex(value)
+                        for tag, value in (
+                            (Tag.APPLICATION_VERSION_TERMINAL, aid.version),
+                            (_ACTION_DEFAULT, aid.action_default),
+                            (_ACTION_DENIAL, aid.action_denial),
+                            (_ACTION_ONLINE, aid.action_online),
+                        )
+                        if value
+                    },
                 )
                 for aid in config.aids
             ),

@@ -74,12 +74,13 @@ class Link:
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
         with self._condition:
             while not arrived():
-                now_ms = self._clock.monotonic_ms()
+                until_ms = deadline_ms
                 if self._online is False:
-                    deadline_ms = min(deadline_ms, self._offline_since_ms + RETRY_GRACE_MS)
-                if now_ms >= deadline_ms:
+                    until_ms = min(until_ms, self._offline_since_ms + RETRY_GRACE_MS)
+                left_ms = until_ms - self._clock.monotonic_ms()
+                if left_ms <= 0:
                     return
-                self._condition.wait((deadline_ms - now_ms) / 1000)
+                self._condition.wait(left_ms / 1000)
 
     def outbox_changed(self) -> None:
         """Something was committed that is to be sent."""

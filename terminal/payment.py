@@ -7,24 +7,29 @@ exactly one of them wins, and the loser finds the state already changed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
+from uuid import UUID
 
-from drivers.interfaces import CardChannel, CardLost
+from drivers.interfaces import CardChannel, CardLost, Interface, ReaderFault
 from terminal import RELEASED_MS
 from terminal.clock import Clock, Entropy
 from terminal.config import Config, OfflinePolicy
-from terminal.emv import configuration, entry_point, tlv
+from terminal.emv import configuration, contact, entry_point, tlv
 from terminal.emv.apdu import CardRemoved, Exchange, Response
 from terminal.emv.outcome import (
     Approved,
     CardRead,
     Cvm,
     Declined,
+    IssuerAnswer,
+    OdaMethod,
     OdaStatus,
     OnlineRequest,
     Outcome,
+    Torn,
     UiRequest,
 )
 from terminal.errors import TerminalError
@@ -32,23 +37,28 @@ from terminal.ledger.errors import IllegalTransition
 from terminal.ledger.ledger import Ledger
 from terminal.ledger.sealing import Envelopes
 from terminal.ledger.states import State
-from terminal.ledger.values import CardSummary, Decision, Exposure, Kind, ReversalReason, Transaction
+from terminal.ledger.values import Answer, CardSummary, Decision, Kind, ReversalReason, Transaction
 from terminal.link import Link
 from terminal.money import Amount
 
 COMMANDS_MAX: Final = (
     1_000  # an AFL names at most 255 records in each of 30 files, no real card 100: this only ends loops
 )
+_EVEN: Final = 198  # the largest multiple of 99 in a byte
 _MS_PER_HOUR: Final = 3_600_000
+_RESPONSE_CODE, _AUTHENTICATION_DATA, _SCRIPT_BEFORE, _SCRIPT_AFTER = 0x8A, 0x91, 0x71, 0x72
 _SALE_TYPE: Final = 0x00  # tag 9C: purchase of goods or services
 _SCHEMES: Final = {"A000000003": "Visa", "A000000004": "Mastercard", "A000000025": "American Express"}
 # What a host needs to authorise (C-3, data record of an online request), and nothing else of the card.
 _ISSUER_TAGS: Final = (
     0x57, 0x5A, 0x5F24, 0x5F2A, 0x5F34, 0x82, 0x84, 0x95, 0x9A, 0x9C, 0x9F02, 0x9F03, 0x9F10, 0x9F1A, 0x9F26, 0x9F27,
-    0x9F33, 0x9F34, 0x9F36, 0x9F37, 0x9F6E, 0x9F7C,
+    0x9F33, 0x9F34, 0x9F36, 0x9F37, 0x9F39, 0x9F6E, 0x9F7C,
 )  # fmt: skip
 
 _T = TypeVar("_T")
+
+
+Resume: TypeAlias = Callable[[IssuerAnswer | None], Approved | Declined | Torn]
 
 
 class SaleRefused(TerminalError):
@@ -101,6 +111,7 @@ class Payments:
         self._link = link
         self._clock = clock
         self._entropy = entropy
+        self._answers: dict[UUID, Answer] = {}
 
     def begin(self, amount: Amount, reference: str | None) -> Transaction:
         """Open a sale, or return the one that this reference names already. Raises `SaleRefused`; no card was asked."""
@@ -127,11 +138,19 @@ class Payments:
             date=moment.date(),
             time=moment.time(),
         )
-        environment = configuration.Environment(unpredictable_number=lambda: self._entropy(4), notify=notify)
-        return drive(entry_point.run(self._setup, request, environment), channel.transmit)
+        environment = configuration.Environment(
+            unpredictable_number=lambda: self._entropy(4), notify=notify, random_percent=self._random_percent
+        )
+        run = contact.run if channel.interface is Interface.CONTACT else entry_point.run
+        return drive(run(self._setup, request, environment), channel.transmit)
 
-    def decide(self, transaction: Transaction, outcome: Approved | Declined | OnlineRequest) -> Transaction:
-        """Commit what the card said, ask the host if there is a way to it, return the sale as it may now be shown."""
+    def decide(
+        self, transaction: Transaction, outcome: Approved | Declined | OnlineRequest, channel: CardChannel
+    ) -> Transaction:
+        """Commit what the card said, ask the host if there is a way to it, return the sale as it may now be shown.
+
+        An inserted card that asked for the host is still there, on `channel`, and has the last word.
+        """
         match outcome:
             case Declined(reason=reason, card=card):
                 return self._ledger.commit_outcome(
@@ -142,7 +161,9 @@ class Payments:
                     envelope=None,
                 )
             case Approved(card=card):
-                return self._accept_or_decline(transaction, card, may_accept=True)
+                return self._accept_or_decline(transaction, card, may_accept=_proved(card))
+            case OnlineRequest(card=card, resume=resume) if resume is not None:
+                return self._authorise_inserted(transaction, card, lambda answer: _resumed(resume(answer), channel))
             case OnlineRequest(card=card):
                 if self._link.presumed_up():
                     return self._authorise(transaction, card)
@@ -160,7 +181,63 @@ class Payments:
         self._link.outbox_changed()
         return reversed_
 
+    def answered(self, answer: Answer) -> None:
+        """What the host sent for the card, before the answer is committed: whoever waits for it will look here."""
+        if self._ledger.transaction(answer.transaction).state is State.AUTHORISING:
+            self._answers[answer.transaction] = answer
+
     def _authorise(self, transaction: Transaction, card: CardRead) -> Transaction:
+        asked = self._ask(transaction, card)
+        if asked.state is not State.AUTHORISING:
+            return asked
+        try:
+            if self._may_defer(transaction, card):
+                return self._ledger.commit_outcome(asked.id, decision=Decision.ACCEPTED, reason="no_answer")
+            return self.reverse(asked, ReversalReason.TIMEOUT)
+        except IllegalTransition:
+            return self._ledger.transaction(asked.id)  # the answer came in the same moment, and first
+
+    def _authorise_inserted(self, transaction: Transaction, card: CardRead, resume: Resume) -> Transaction:
+        """Ask the host, then let the card complete the sale (Book 3, 10.9 to 10.11), whatever the host said or not."""
+        if not self._link.presumed_up():
+            match resume(None):
+                case Approved(card=completed):
+                    may_accept = self._config.sale.offline is not OfflinePolicy.DECLINE and _proved(completed)
+                    return self._accept_or_decline(transaction, completed, may_accept=may_accept)
+                case Declined() | Torn():
+                    return self._accept_or_decline(transaction, card, may_accept=False)
+        asked = self._ask(transaction, card)
+        answer = self._answers.pop(asked.id, None)
+        match asked.state:
+            case State.COMPLETING:
+                agreed = isinstance(resume(_for_card(answer, approved=True)), Approved)
+                return self._completed(asked, agreed=agreed)
+            case State.AUTHORISING:
+                return self._unanswered_inserted(asked, resume(None))
+            case _:
+                resume(_for_card(answer, approved=False))
+                return asked
+
+    def _unanswered_inserted(self, asked: Transaction, outcome: Approved | Declined | Torn) -> Transaction:
+        """No answer in time; the card has decided by itself. The answer may still come first."""
+        agreed = isinstance(outcome, Approved)
+        may_accept = self._config.sale.offline is not OfflinePolicy.DECLINE and self._within_offline_limits(asked)
+        try:
+            if isinstance(outcome, Approved) and may_accept and _proved(outcome.card):
+                return self._ledger.commit_outcome(asked.id, decision=Decision.ACCEPTED, reason="no_answer")
+            return self.reverse(asked, ReversalReason.TIMEOUT)
+        except IllegalTransition:
+            now = self._ledger.transaction(asked.id)
+            return self._completed(now, agreed=agreed) if now.state is State.COMPLETING else now
+
+    def _completed(self, completing: Transaction, *, agreed: bool) -> Transaction:
+        """The host has approved; the card has had its last word."""
+        if agreed:
+            return self._ledger.commit_outcome(completing.id, decision=Decision.COMPLETED, reason="online")
+        return self.reverse(completing, ReversalReason.CARD)
+
+    def _ask(self, transaction: Transaction, card: CardRead) -> Transaction:
+        """Commit the request, wake sync, wait for the answer; the sale as it then is, perhaps still authorising."""
         asked = self._ledger.commit_outcome(
             transaction.id,
             decision=Decision.ONLINE,
@@ -173,15 +250,7 @@ class Payments:
             lambda: self._ledger.transaction(asked.id).state is not State.AUTHORISING,
             timeout_ms=self._config.sale.authorisation_timeout_ms,
         )
-        now = self._ledger.transaction(asked.id)
-        if now.state is not State.AUTHORISING:
-            return now
-        try:
-            if self._may_defer(transaction, card):
-                return self._ledger.commit_outcome(asked.id, decision=Decision.ACCEPTED, reason="no_answer")
-            return self.reverse(asked, ReversalReason.TIMEOUT)
-        except IllegalTransition:
-            return self._ledger.transaction(asked.id)  # the answer came in the same moment, and first
+        return self._ledger.transaction(asked.id)
 
     def _accept_or_decline(self, transaction: Transaction, card: CardRead, *, may_accept: bool) -> Transaction:
         """Without the host. Nothing has left, so a decline needs no reversal."""
@@ -203,10 +272,10 @@ class Payments:
         return accepted
 
     def _may_defer(self, transaction: Transaction, card: CardRead) -> bool:
-        """Only a card that proved itself: without ODA any emulator's random cryptogram would buy goods."""
+        """Accept at the merchant's risk: a card that proved itself, and nobody left to verify."""
         return (
             self._config.sale.offline is OfflinePolicy.DEFERRED
-            and card.oda.status is OdaStatus.OK
+            and _proved(card)
             and card.cvm in (Cvm.NONE, Cvm.CDCVM)
             and self._within_offline_limits(transaction)
         )
@@ -220,11 +289,8 @@ class Payments:
             transaction.amount.minor <= self._config.limit("offline_transaction", code).minor
             and at_risk.sum_minor <= self._config.limit("offline_sum", code).minor
             and at_risk.count <= limits.offline_count
-            and self._age_ms(at_risk) <= limits.offline_age_hours * _MS_PER_HOUR
+            and at_risk.age_ms <= limits.offline_age_hours * _MS_PER_HOUR
         )
-
-    def _age_ms(self, at_risk: Exposure) -> int:
-        return 0 if at_risk.oldest_wall_ms is None else self._clock.wall_ms() - at_risk.oldest_wall_ms
 
     def _envelope(self, transaction: Transaction, card: CardRead, *, deferred: bool) -> Callable[[int], str]:
         plaintext = b"".join(tlv.encode(tag, card.tags[tag]) for tag in _ISSUER_TAGS if tag in card.tags)
@@ -239,12 +305,47 @@ class Payments:
             cvm=card.cvm.value,
         )
 
+    def _random_percent(self) -> int:
+        """1 to 99, evenly (Book 3, 10.6.2): the few bytes that would favour the small ones are drawn again."""
+        while (byte := self._entropy(1)[0]) >= _EVEN:
+            pass
+        return byte % 99 + 1
+
     def _local_time(self) -> datetime:
         """The moment that goes into 9A and 9F21. A clock that was never set must not make a card "not yet valid"."""
         known_ms = [self._clock.wall_ms()]
         if not self._clock.synchronised():
-            known_ms += [RELEASED_MS, *(latest.opened_at_ms for latest in self._ledger.transactions(1))]
+            known_ms += [RELEASED_MS, self._ledger.latest_wall_ms]
         return datetime.fromtimestamp(max(known_ms) / 1000, tz=UTC).astimezone()
+
+
+def _proved(card: CardRead) -> bool:
+    """Genuine beyond copying: SDA can be replayed, and without any ODA an emulator's cryptogram would buy goods."""
+    return card.oda.status is OdaStatus.OK and card.oda.method in (OdaMethod.CDA, OdaMethod.DDA, OdaMethod.FDDA)
+
+
+def _resumed(exchange: Exchange[Outcome], channel: CardChannel) -> Approved | Declined | Torn:
+    """Run the rest of an exchange. A card or a reader that is lost in it leaves the sale to be taken back."""
+    try:
+        outcome = drive(exchange, channel.transmit)
+    except (CardLost, ReaderFault):
+        return Torn("card_lost")
+    return outcome if isinstance(outcome, Approved | Declined) else Torn("card_lost")
+
+
+def _for_card(answer: Answer | None, *, approved: bool) -> IssuerAnswer:
+    """The host's data for the card: 8A, 91, 71, 72. Data that cannot be read are as good as none."""
+    found: dict[int, list[bytes]] = {}
+    with contextlib.suppress(tlv.TlvError):
+        for node in tlv.parse(answer.issuer_data or b"" if answer else b""):
+            found.setdefault(node.tag, []).append(node.value)
+    (response_code,) = found.get(_RESPONSE_CODE, [b"00" if approved else b"05"])[:1]
+    return IssuerAnswer(
+        response_code=response_code,
+        authentication_data=next(iter(found.get(_AUTHENTICATION_DATA, [])), None),
+        scripts_before=tuple(found.get(_SCRIPT_BEFORE, [])),
+        scripts_after=tuple(found.get(_SCRIPT_AFTER, [])),
+    )
 
 
 def _summary(card: CardRead) -> CardSummary:
@@ -258,6 +359,7 @@ def _summary(card: CardRead) -> CardSummary:
         cryptogram=card.cryptogram.hex().upper(),
         oda=_oda_word(card),
         cvm=card.cvm.value,
+        contact=card.kernel == configuration.CONTACT,
     )
 
 

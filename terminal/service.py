@@ -163,6 +163,7 @@ class Service:
             self._ledger.note("answer_rejected", key=arguments.key, reason=str(rejected))
             _log.error("answer for %s not believed: %s", arguments.key, rejected)
             raise CallRefused("answer_rejected", str(rejected)) from rejected
+        self._payments.answered(answer)
         decided = self._ledger.commit_answer(item.transaction, item.event, answer, arguments.answer)
         self._link.answered()
         return {"state": decided.state.value}
@@ -183,10 +184,18 @@ class Service:
             amount = Amount(arguments.amount, currency(arguments.currency))
         except MoneyError as error:
             raise CallRefused("amount", str(error)) from error
+        known = self._ledger.by_reference(arguments.reference) if arguments.reference else None
+        if known is None and self._desk.busy:
+            raise DeskBusy("another sale is being taken: finish or cancel it first; nothing was charged")
         transaction = self._payments.begin(amount, arguments.reference)
-        undecided = transaction.state in (State.OPENED, State.AUTHORISING)
+        undecided = transaction.state in (State.OPENED, State.AUTHORISING, State.COMPLETING)
         if undecided:
-            self._desk.lay(transaction)
+            try:
+                self._desk.lay(transaction)
+            except DeskBusy:
+                if transaction.state is State.OPENED:
+                    self._payments.void(transaction, "busy")  # or it would hold its part of the limits for nothing
+                raise
         return {**view(transaction), "decided": not undecided}
 
     def _result(self, arguments: Result) -> dict[str, Any]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from drivers.interfaces import CardChannel
 from hwsim.__main__ import main
 from terminal.emv.outcome import Approved, Declined, OnlineRequest
 from terminal.ledger.values import Transaction
 from terminal.ui import flow, screens
 
-honest = flow.Flow._finish
+honest = flow.Flow._decide
 
 
-def show_first(self: flow.Flow, transaction: Transaction, outcome: Approved | Declined | OnlineRequest) -> None:
+def show_first(
+    self: flow.Flow, transaction: Transaction, outcome: Approved | Declined | OnlineRequest, channel: CardChannel
+) -> Transaction:
     if not isinstance(outcome, Declined):
-        self._show(screens.Approved(transaction.amount, "Visa", outcome.card.pan.last4))
-    honest(self, transaction, outcome)
+        self._panel.show(screens.Approved(transaction.amount, "Visa", outcome.card.pan.last4))
+    return honest(self, transaction, outcome, channel)
 
 
-flow.Flow._finish = show_first  # type: ignore[method-assign]
+flow.Flow._decide = show_first  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

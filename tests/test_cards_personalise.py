@@ -15,19 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyemv import tlv
 
-from hwsim.cards import bertlv
-from hwsim.cards.personalise import (
-    Bureau,
-    CardFileError,
-    CardProfile,
-    Entropy,
-    Pan,
-    RsaKey,
-    Standing,
-    laboratory_pan,
-    personalise,
-)
-from hwsim.cards.visa import VARIANTS
+from hwsim.cards import bertlv, designs
+from hwsim.cards.bureau import Bureau, Entropy, RsaKey, Scheme
+from hwsim.cards.designs import DESIGNS
+from hwsim.cards.files import CardFileError
+from hwsim.cards.personalise import personalise, rack
+from hwsim.cards.profile import ApplicationData, CardProfile, Pan, Standing, laboratory_pan
+from hwsim.cards.variants import VARIANTS
 
 VECTORS = Path(__file__).parents[2] / "shared" / "vectors" / "oda_emv_utils.json"
 SEED = 20240611
@@ -87,36 +81,46 @@ def recover(
 
 
 def objects(profile: CardProfile, sfi: int, number: int) -> dict[str, bytes]:
+    """Of a record on the contactless interface."""
     record = next(record for record in profile.records if (record.sfi, record.number) == (sfi, number))
     (template,) = tlv.decode(record.data).values()
     return {str(tag): bytes(value) for tag, value in template.items()}
 
 
-def static_data(profile: CardProfile) -> bytes:
-    record = next(record for record in profile.records if (record.sfi, record.number) == (3, 1))
-    return bertlv.decode(record.data)[0x70] + profile.aip
+def static_data(application: ApplicationData) -> bytes:
+    """What the ICC certificate covers: the record that carries 9F4A, without its template, and the AIP."""
+    (signed,) = (
+        body for record in application.records if 0x9F4A in bertlv.decode(body := bertlv.decode(record.data)[0x70])
+    )
+    return signed + application.aip
 
 
-def follow_chain(profile: CardProfile) -> bytes:
+def follow_chain(profile: CardProfile, application: ApplicationData | None = None) -> bytes:
     """The ICC's modulus, trusting nothing but the CA's public key record."""
+    application = application or profile.contactless
     ca = {name: bytes.fromhex(value) for name, value in profile.ca_public_key.record().items()}
-    issuer_objects, icc_objects = objects(profile, 2, 1), objects(profile, 2, 2)
-    assert issuer_objects["8F"] == ca["index"]
+
+    def found(tag: int) -> bytes:
+        value = application.find(tag)
+        assert value is not None, f"{tag:X} is missing"
+        return value
+
+    assert found(0x8F) == ca["index"]
     issuer = recover(
-        issuer_objects["90"],
+        found(0x90),
         ca["modulus"],
         ca["exponent"],
-        remainder=issuer_objects.get("92", b""),
-        subject_exponent=issuer_objects["9F32"],
+        remainder=application.find(0x92) or b"",
+        subject_exponent=found(0x9F32),
     )
     assert issuer.identifier == profile.pan.digits[:6] + "FF"
     icc = recover(
-        icc_objects["9F46"],
+        found(0x9F46),
         issuer.modulus,
-        issuer_objects["9F32"],
-        remainder=icc_objects.get("9F48", b""),
-        subject_exponent=icc_objects["9F47"],
-        static=static_data(profile),
+        found(0x9F32),
+        remainder=application.find(0x9F48) or b"",
+        subject_exponent=found(0x9F47),
+        static=static_data(application),
     )
     assert icc.identifier == profile.pan.digits.ljust(20, "F")
     assert (issuer.expires_mmyy, icc.expires_mmyy) == ("1240", "1240")
@@ -125,7 +129,7 @@ def follow_chain(profile: CardProfile) -> bytes:
 
 def test_the_chain_leads_from_the_ca_to_the_icc_key(profile: CardProfile) -> None:
     assert profile.icc_key is not None
-    assert follow_chain(profile) == profile.icc_key.modulus
+    assert follow_chain(profile) == follow_chain(profile, profile.contact) == profile.icc_key.modulus
     assert "92" in objects(profile, 2, 1)
     assert "9F48" in objects(profile, 2, 2)
 
@@ -147,19 +151,23 @@ def test_every_size_of_key_is_certified(exponent: int, issuer_bits: int, icc_bit
 
 @pytest.mark.parametrize("tag", ["5A", "5F24", "5F28", "9F07"])
 def test_changed_static_data_breaks_the_icc_certificate(profile: CardProfile, tag: str) -> None:
-    record = next(record for record in profile.records if (record.sfi, record.number) == (3, 1))
-    value = objects(profile, 3, 1)[tag]
-    forged = record.data.replace(value, bytes((value[0] ^ 1,)) + value[1:], 1)
-    records = tuple(replace(record, data=forged) if record is each else each for each in profile.records)
-    with pytest.raises(AssertionError):
-        follow_chain(replace(profile, records=records))
+    for application in (profile.contactless, profile.contact):
+        value = application.find(int(tag, 16))
+        assert value is not None
+        forged = application.changed(int(tag, 16), bytes((value[0] ^ 1,)) + value[1:])
+        assert forged != application
+        with pytest.raises(AssertionError):
+            follow_chain(profile, forged)
 
 
 def test_a_switched_off_aip_and_a_broken_certificate_break_the_chain(profile: CardProfile) -> None:
-    with pytest.raises(AssertionError):
-        follow_chain(replace(profile, aip=b"\x00\x00"))
-    with pytest.raises(AssertionError):
-        follow_chain(VARIANTS["broken-certificate"](profile, seeded()))
+    broken = VARIANTS["broken-certificate"](profile, seeded())
+    for interface in ("contactless", "contact"):
+        application: ApplicationData = getattr(profile, interface)
+        with pytest.raises(AssertionError):
+            follow_chain(profile, replace(application, aip=b"\x00\x00"))
+        with pytest.raises(AssertionError):
+            follow_chain(profile, getattr(broken, interface))
     follow_chain(VARIANTS["emulator"](profile, seeded()))  # copied certificates stay true
 
 
@@ -210,7 +218,9 @@ def test_profiles_and_bureaus_survive_their_files(bureau: Bureau, profile: CardP
     assert Bureau.load(tmp_path / "bureau.json") == bureau
     entropy = seeded()
     for name, variant in VARIANTS.items():
-        card = replace(variant(profile, entropy), atc=77)
+        card = replace(
+            variant(profile, entropy), atc=77, atc_last_online=5, online_incomplete=True, log=(b"\x01", b"\x02")
+        )
         card.save(tmp_path / f"{name}.json")
         assert CardProfile.load(tmp_path / f"{name}.json") == card
     assert CardProfile.load(tmp_path / "blocked.json").standing is Standing.BLOCKED
@@ -224,7 +234,8 @@ def test_damaged_files_say_what_to_do(bureau: Bureau, profile: CardProfile, tmp_
     path = tmp_path / "card.json"
     profile.save(path)
     good = json.loads(path.read_text(encoding="utf-8"))
-    damaged = [without(good, key) for key in good] + [good | {"pan": "4000000000000001"}, good | {"records": 3}, []]
+    damaged = [without(good, key) for key in good] + [good | {"pan": "4000000000000001"}, []]
+    damaged += [good | {"contact": 3}, good | {"contact": good["contact"] | {"records": 3}}]
     for document in damaged:
         path.write_text(json.dumps(document), encoding="utf-8")
         with pytest.raises(CardFileError, match="anew"):
@@ -247,7 +258,8 @@ def test_no_representation_shows_card_data_or_keys(bureau: Bureau, profile: Card
     assert profile.icc_key is not None
     assert profile.card_key is not None
     shown = repr(profile) + str(profile) + repr(bureau) + f"{profile.pan}"
-    for secret in (profile.pan.digits, str(profile.icc_key.p), repr(profile.card_key), repr(bureau.imk_ac)):
+    secrets = (repr(profile.card_key), repr(profile.script_key), repr(bureau.imk_ac))
+    for secret in (profile.pan.digits, str(profile.icc_key.p), *secrets):
         assert secret not in shown
     assert f"Pan(...{profile.pan.digits[-4:]})" in shown
 
@@ -283,3 +295,86 @@ def test_a_flood_of_objects_is_refused() -> None:
     assert len(bertlv.decode(b"".join(objects))) == bertlv.OBJECTS_MAX
     with pytest.raises(bertlv.TlvError, match="more than 256"):
         bertlv.decode(b"".join(objects) + bertlv.encode(0x82, b""))
+
+
+# ---- designs
+
+
+@pytest.fixture(scope="module")
+def cards(bureau: Bureau) -> dict[str, CardProfile]:
+    mastercard = Bureau.create(seeded(), scheme=Scheme.MASTERCARD, imk_ac=bureau.imk_ac)
+    return rack({Scheme.VISA: bureau, Scheme.MASTERCARD: mastercard}, seeded())
+
+
+MISBEHAVING = {"no-fdda", "broken-certificate", "mastercard-broken-certificate"}
+
+
+def test_every_design_becomes_a_card_with_an_account_of_its_own(cards: dict[str, CardProfile], tmp_path: Path) -> None:
+    assert {"visa-debit", "visa-credit", "mastercard-debit", "mastercard-credit"} <= set(cards) == set(designs.names())
+    assert len({card.pan.digits for card in cards.values()}) == len(cards)
+    for name, card in cards.items():
+        assert card.aid.startswith(card.scheme.rid)
+        assert card.ca_public_key.rid == card.scheme.rid
+        assert card.pan.digits.startswith(card.scheme.iin)
+        for application in (card.contactless, card.contact):
+            assert max(len(record.data) for record in application.records) <= 252  # what READ RECORD can bring
+            if name not in MISBEHAVING:
+                assert len(follow_chain(card, application)) == 144
+        card.save(tmp_path / "card.json")
+        assert CardProfile.load(tmp_path / "card.json") == card
+
+
+def test_a_design_says_what_is_on_the_card(cards: dict[str, CardProfile]) -> None:
+    debit, credit = cards["visa-debit"], cards["mastercard-credit"]
+    assert (debit.contact.aip.hex(), debit.contactless.aip.hex()) == ("3c00", "2000")
+    assert (credit.contact.aip.hex(), credit.contactless.aip.hex()) == ("3900", "1980")
+    assert debit.ctq.hex() == "2800"
+    assert debit.contact.cdol1.hex() == "9f02069f03069f1a0295055f2a029a039c019f3704"
+    assert (debit.contact.find(0x8E) or b"").hex() == "0000000000000000" + "4203" + "5e03" + "1f00"
+    assert (debit.contact.find(0x9F0F) or b"").hex() == "f868fcf800"
+    assert (credit.contact.find(0x9F14), credit.contact.find(0x9F23)) == (b"\x03", b"\x05")
+    assert (credit.language, credit.offline_limit_minor) == ("en", 2500)
+    assert cards["expired"].expires == date(2021, 6, 30)
+    assert (cards["expired"].contact.find(0x5F24) or b"").hex() == "210630"
+    assert cards["two-names"].more_aids == (bytes.fromhex("A000000003101002"),)
+    assert not cards["no-fdda"].contact.aip[0] & 0x61
+    assert cards["no-fdda"].contact.afl.hex() == "08010100" + "18010200"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("scheme =", "Invalid value"),
+        ('like = "itself"', "never end"),
+        ('like = "absent"', "No such file"),
+        ('like = "visa-debit"\ncolour = "blue"', "unknown field"),
+        ('like = "visa-debit"\nversion = "CVN99"', "CVN99"),
+        ('like = "visa-debit"\naid = "A0000000041010"', "another scheme"),
+        ('like = "visa-debit"\nmisbehaves = "badly"', "no known way"),
+        ('like = "visa-debit"\noffline_limit_minor = -1', "offline_limit_minor"),
+        ('like = "visa-debit"\n[contact]\naip = ["telepathy"]', "telepathy"),
+        ('like = "visa-debit"\n[contact]\ncdol1 = "9F02"', "cryptogram covers"),
+        ('like = "visa-debit"\n[contact]\ncdol2 = "9F99"', "no card design"),
+        ('like = "visa-debit"\n[contact]\ncvm = [{ method = "horoscope" }]', "horoscope"),
+        ('like = "visa-debit"\n[contact]\niac_online = "F8"', "iac_online"),
+    ],
+)
+def test_a_design_that_makes_no_sense_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "visa-debit.toml").write_bytes((DESIGNS / "visa-debit.toml").read_bytes())
+    (tmp_path / "itself.toml").write_text(text, encoding="utf-8")
+    assert designs.load("visa-debit", tmp_path) == designs.load("visa-debit")
+    with pytest.raises(CardFileError, match="no card design") as refusal:
+        designs.load("itself", tmp_path)
+    assert complaint in str(refusal.value)
+
+
+def test_what_a_design_does_not_say_it_takes_from_the_one_it_is_like() -> None:
+    plain, other = designs.load("visa-debit"), designs.load("declines")
+    assert (plain.declines, other.declines) == (False, True)
+    assert (plain.contact, plain.contactless, plain.label) == (other.contact, other.contactless, other.label)
+    assert plain.serial != other.serial
+
+
+def test_a_card_is_made_by_a_bureau_of_its_scheme(bureau: Bureau) -> None:
+    with pytest.raises(CardFileError, match="needs a bureau of that scheme"):
+        personalise(bureau, seeded(), designs.load("mastercard-debit"))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyemv import cvn, tlv
 
-from hwsim.cards.cryptogram import Cvn
+from hwsim.cards.cryptogram import VISA_VERSIONS, Cvn
 from hwsim.cards.personalise import Bureau, CardProfile, Entropy, Pan, personalise
 from hwsim.cards.visa import VARIANTS, VisaCard
 
@@ -257,7 +257,7 @@ def peer_cryptogram(bureau: Bureau, profile: CardProfile, started: dict[str, byt
 
 
 @OLD_DES
-@pytest.mark.parametrize("version", Cvn)
+@pytest.mark.parametrize("version", VISA_VERSIONS)
 @pytest.mark.parametrize("pan", ["4000000000078990", "4000000000000000006"], ids=["16-digits", "19-digits"])
 def test_the_cryptogram_is_what_another_implementation_makes(bureau: Bureau, version: Cvn, pan: str) -> None:
     profile = personalise(bureau, seeded(), pan=Pan(pan), cvn=version)

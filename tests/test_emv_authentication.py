@@ -22,6 +22,7 @@ from terminal.emv.authentication import (
     Trust,
 )
 from terminal.emv.outcome import OdaMethod, OdaResult, OdaStatus
+from terminal.emv.results import Aip
 
 VECTORS = Path(__file__).parents[2] / "shared" / "vectors"
 AMOUNT_MINOR = 1250
@@ -323,6 +324,100 @@ def test_version_00_is_not_accepted() -> None:
         assert verdict(pki, tag_9F69=related, tag_9F4B=pki.sign_dynamic(b"\x02" + ATC, data)) == failed("signature")
 
 
+# Book 2, 5.4: static data authentication
+
+
+def static_card(pki: Pki, **changes: bytes | None) -> dict[int, bytes]:
+    return card(pki, **{"tag_93": pki.sign_static(STATIC), **changes})
+
+
+def test_static_data_authentication() -> None:
+    pki = Pki()
+    assert authentication.sda(static_card(pki), RID, STATIC, trust(pki)) == bytes.fromhex("DAC0")
+
+
+@pytest.mark.parametrize(
+    ("records", "changes", "reason"),
+    [
+        (flip(STATIC), {}, "signature"),
+        (None, {}, "static_data"),
+        (STATIC, {"tag_93": None}, "missing_data"),
+        (STATIC, {"tag_90": None}, "missing_data"),
+        (STATIC, {"tag_93": bytes(128)}, "signature"),
+        (STATIC, {"tag_93": Pki().sign_static(STATIC)[1:]}, "signature"),
+        (STATIC, {"tag_93": Pki().sign_static(STATIC, kind=5)}, "signature"),
+        (STATIC, {"tag_93": Pki().sign_static(STATIC, hash_algorithm=2)}, "signature"),
+        (STATIC, {"tag_9F4A": b"\x82"}, "signature"),  # then the AIP is vouched for, too
+        (STATIC, {"tag_9F4A": b"\x5a"}, "static_data"),
+    ],
+)
+def test_static_data_that_is_not_vouched_for(
+    records: bytes | None, changes: dict[str, bytes | None], reason: str
+) -> None:
+    pki = Pki()
+    with pytest.raises(AuthenticationFailed) as failed:
+        authentication.sda(static_card(pki, **changes), RID, records, trust(pki))
+    assert failed.value.reason == reason
+
+
+# Book 2, 6.5 and 6.6: dynamic data, combined with the cryptogram
+
+
+@pytest.mark.parametrize(
+    ("dynamic_data", "number"),
+    [
+        ("02ABCD", "ABCD"),
+        ("08 0102030405060708 FF", "0102030405060708"),
+        ("01AB", None),
+        ("09 010203040506070809", None),
+        ("03ABCD", None),  # longer than what is there
+        ("02", None),
+        ("", None),
+    ],
+)
+def test_icc_dynamic_number(dynamic_data: str, number: str | None) -> None:
+    pki = Pki()
+    icc = PublicKey(pki.icc.modulus, pki.icc.exponent)
+    signature = pki.sign_dynamic(bytes.fromhex(dynamic_data), UN)
+    if number is None:
+        with pytest.raises(AuthenticationFailed, match="signature"):
+            authentication.dda(icc, signature, UN)
+    else:
+        assert authentication.dda(icc, signature, UN) == bytes.fromhex(number)
+    with pytest.raises(AuthenticationFailed, match="signature"):
+        authentication.dda(icc, signature, flip(UN))
+
+
+@pytest.mark.parametrize(("short", "whole"), [(0, True), (1, False), (29, False)])
+def test_signed_cryptogram(short: int, whole: bool) -> None:
+    pki = Pki()
+    icc = PublicKey(pki.icc.modulus, pki.icc.exponent)
+    signed = bytes.fromhex("02ABCD 40 0102030405060708") + sha1(b"said")
+    signature = pki.sign_dynamic(signed[: len(signed) - short], UN)
+    if whole:
+        found = authentication.cda(icc, signature, UN)
+        assert found == (b"\xab\xcd", 0x40, bytes.fromhex("0102030405060708"), sha1(b"said"))
+    else:
+        with pytest.raises(AuthenticationFailed, match="signature"):
+            authentication.cda(icc, signature, UN)
+
+
+@pytest.mark.parametrize(
+    ("aip", "capabilities", "method"),
+    [
+        (0x6100, "0000C8", OdaMethod.CDA),
+        (0x6100, "0000C0", OdaMethod.DDA),
+        (0x4100, "0000C0", OdaMethod.SDA),
+        (0x6100, "000080", OdaMethod.SDA),
+        (0x6000, "000008", None),
+        (0x0000, "0000C8", None),
+        (0x6100, "", None),
+    ],
+)
+def test_the_best_method_that_both_know(aip: int, capabilities: str, method: OdaMethod | None) -> None:
+    assert authentication.choose(Aip(aip), bytes.fromhex(capabilities)) is method
+
+
 # 11.2.2: CA public keys
 
 
@@ -438,6 +533,18 @@ def test_published_certificates(case_id: str) -> None:
     dynamic_data = authentication.icc_dynamic_data(icc, bytes.fromhex(case["tag_9F4B"]), terminal_data)
     if case_id == "eu-cda":
         assert dynamic_data[1:9].hex().upper() == expected["sdad"][0]
+        signed = authentication.cda(icc, bytes.fromhex(case["tag_9F4B"]), terminal_data)
+        assert [signed.icc_dynamic_number, signed.cryptogram, signed.transaction_data_hash] == [
+            bytes.fromhex(value) for value in expected["sdad"][:3]
+        ]
+        assert signed.cid == 0x00
+    else:
+        number = authentication.dda(icc, bytes.fromhex(case["tag_9F4B"]), terminal_data)
+        assert number.hex().upper() == expected["sdad"][0]
+        static = issuer.recover(bytes.fromhex(case["tag_93"]), 3)
+        assert static is not None
+        assert [static[3:5].hex().upper(), static[-21:-1].hex().upper()] == expected["ssad"]
+        assert issuer.recover(bytes.fromhex(case["tag_93_invalid"]), 3) is None
     with pytest.raises(AuthenticationFailed, match="signature"):
         authentication.icc_dynamic_data(icc, bytes.fromhex(case["tag_9F4B_invalid"]), terminal_data)
     with pytest.raises(AuthenticationFailed, match="signature"):

@@ -25,6 +25,7 @@ from emv_rig import (
 from terminal.emv import entry_point
 from terminal.emv.apdu import Exchange
 from terminal.emv.configuration import (
+    CONTACT,
     Activation,
     Combination,
     ConfigurationError,
@@ -300,7 +301,14 @@ def test_default_kernels(rid: str, kernel: int) -> None:
 
 
 def test_a_kernel_that_this_terminal_lacks() -> None:
-    assert attempt(card_with(directory_entry(MASTERCARD)), setup(visa(aid=MASTERCARD, kernel=2))).outcome == NONE_LEFT
+    assert attempt(card_with(directory_entry(MASTERCARD)), setup(visa(aid=MASTERCARD, kernel=5))).outcome == NONE_LEFT
+
+
+def test_settings_for_contact_are_none_of_entry_points() -> None:
+    assert refusal(visa(kernel=CONTACT), request()).reason == "not_allowed"
+    assert prepared(visa(), request()).combination.kernel == 3
+    seen, _ = handed_over(card_with(directory_entry(VISA)), visa(kernel=CONTACT), visa())
+    assert selected(seen) == [(VISA, 3)]
 
 
 # 3.3.3: final combination selection

@@ -242,3 +242,36 @@ def test_published_vectors() -> None:
                 dol.build(list_, {})
         else:
             assert len(dol.build(list_, {})) == 29, case["id"]
+
+
+# What is hashed as it was sent
+
+
+@pytest.mark.parametrize(
+    ("data", "kept"),
+    [
+        ("9F2701 80 9F4B02 ABCD 9F3602 0007", "9F270180 9F36020007"),
+        ("9F278101 80 00 9F4B02 ABCD 00", "9F27810180 0000"),  # a length longer than needed stays as it was
+        ("70059F4B02ABCD", "70059F4B02ABCD"),  # only outermost objects
+        ("9F4B00 9F4B01AA", ""),
+        ("", ""),
+    ],
+)
+def test_without(data: str, kept: str) -> None:
+    assert tlv.without(h(data), 0x9F4B) == h(kept)
+
+
+def test_without_reads_strictly() -> None:
+    for data in ("9F4B", "9F4B02AB", "9F"):
+        with pytest.raises(TlvError):
+            tlv.without(h(data), 0x9F4B)
+
+
+@given(st.binary(max_size=60))
+def test_without_takes_whatever_can_be_parsed(data: bytes) -> None:
+    try:
+        nodes = tlv.parse(data)
+    except TlvError:
+        return
+    kept = tlv.parse(tlv.without(data, 0x9F4B))
+    assert kept == tuple(node for node in nodes if node.tag != 0x9F4B)

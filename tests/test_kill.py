@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from hwsim import books
-from hwsim.cards.personalise import CardProfile
+from hwsim.cards.profile import CardProfile
 from hwsim.faults import Fault
 from hwsim.world import CARD, World, WorldError
 from terminal.control import CallRefused, TerminalUnavailable

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drivers.interfaces import CardReader
 from terminal import VERSION, cli
 from terminal.config import Config
 
@@ -19,12 +22,29 @@ def hardware(device: Path) -> Callable[[Config], Hardware]:
     """The same drivers as on a Pi, over the device in this directory."""
 
     def build(_: Config) -> Hardware:
+        from drivers.gpio import Gpio, HeaderLamps, MatrixKeypad, Pins, PwmBuzzer
         from drivers.nfc import Pn532Reader
         from drivers.oled import Oled
+        from hwsim.gpio import SocketWires, install
         from hwsim.ssd1306 import SocketBus
+        from hwsim.vpcd import READER_NAME
         from terminal.app import Hardware
 
-        return Hardware(reader=Pn532Reader(str(device / "nfc")), display=Oled(lambda: SocketBus(device / "oled.sock")))
+        readers: list[CardReader] = [Pn532Reader(str(device / "nfc"))]
+        if (environment := device / "pcsc.json").exists():
+            os.environ.update(json.loads(environment.read_bytes()))  # before the PC/SC library is loaded
+            from drivers.pcsc import PcscReader
+
+            readers.insert(0, PcscReader(READER_NAME))
+        install(SocketWires(device / "gpio.sock"))
+        gpio, pins = Gpio("rpigpio"), Pins()
+        return Hardware(
+            readers=tuple(readers),
+            display=Oled(lambda: SocketBus(device / "oled.sock")),
+            keypad=MatrixKeypad(gpio, pins),
+            lamps=HeaderLamps(gpio, pins),
+            buzzer=PwmBuzzer(gpio, pins),
+        )
 
     return build
 

@@ -30,7 +30,8 @@ from hwsim.world import CARD, World, WorldError
 from terminal.money import EUR, Amount
 
 DRAIN_S: Final = 20.0  # how long the queue may take once the network is back
-LOOK_S: Final = 1.8  # how long a result stands before the next thing happens: people watch
+LOOK_S: Final = 1.2  # how long a result stands before the next thing happens: people watch
+SUCCESS_HZ: Final = 1500.0
 _SCALE: Final = 6  # screens are saved so many times larger, for eyes
 
 
@@ -146,8 +147,50 @@ def _start(world: World, stage: Stage) -> str:
 
 
 def _approved_online(world: World, _: Stage) -> str:
-    _sell(world, 1250, "approved")
-    return "12.50 EUR approved online, booked at the host"
+    time.sleep(LOOK_S)
+    world.device.press("1", "2", "5", "0")
+    time.sleep(LOOK_S)
+    world.device.press("enter")
+    time.sleep(LOOK_S)
+    world.device.present(CARD)
+    world.wait(lambda: [sale for sale in world.ledger() if sale["state"] == "approved"] or None, "the approval")
+    time.sleep(LOOK_S)
+    _expect(any(sound["frequency_hz"] == SUCCESS_HZ for sound in world.device.lights()["sounds"]), "the tone sounds")
+    _take_away(world)
+    return "12.50 EUR typed on the keypad, tapped, approved online, booked at the host; the success tone has sounded"
+
+
+def _inserted(world: World, _: Stage) -> str:
+    sale = _sell(world, 1890, "approved", card="mastercard-debit", insert=True)
+    return f"18.90 EUR: the chip checked the host's cryptogram (ARPC) and gave its second one; sale {sale[:8]}"
+
+
+def _pulled_too_early(world: World, _: Stage) -> str:
+    sale = world.sell(Amount(560, EUR))
+    time.sleep(LOOK_S)
+    world.device.present(CARD, pulled_after_apdu=3)
+    time.sleep(LOOK_S)
+    _expect(world.state(sale) == "opened", "nothing was decided with a card that left")
+    world.device.present(CARD)
+    _expect(world.result(sale)["state"] == "approved", "the second try of the same sale is approved")
+    time.sleep(LOOK_S)
+    _take_away(world)
+    return "5.60 EUR: try again, then approved; one sale, one booking"
+
+
+def _two_cards(world: World, _: Stage) -> str:
+    sale = world.sell(Amount(440, EUR))
+    world.device.present(CARD)
+    world.device.present("mastercard-debit")
+    time.sleep(LOOK_S)
+    _expect(world.state(sale) == "opened", "no card is charged while two are there")
+    world.device.remove()
+    time.sleep(0.5)
+    world.device.present("mastercard-debit")
+    _expect(world.result(sale)["state"] == "approved", "one card alone is approved")
+    time.sleep(LOOK_S)
+    _take_away(world)
+    return "4.40 EUR: one card only, please; then approved"
 
 
 def _accepted_offline(world: World, _: Stage) -> str:
@@ -204,7 +247,10 @@ def _killed_while_authorising(world: World, _: Stage) -> str:
 
 SCENES: Final[tuple[tuple[str, Callable[[World, Stage], str]], ...]] = (
     ("Four processes start: the host, the device, the terminal, its upload service", _start),
-    ("A card is tapped and the host approves", _approved_online),
+    ("An amount is typed, a card is tapped, the host approves", _approved_online),
+    ("A card is inserted; host and chip prove themselves to each other", _inserted),
+    ("A card is pulled too early", _pulled_too_early),
+    ("Two cards at once", _two_cards),
     ("The network is cut, and the next customer pays", _accepted_offline),
     ("kill -9 of the terminal in the middle of a sale, while a slow card is read", _killed_while_reading),
     ("It starts again; recovery brings journal and ledger together", _recovered),
@@ -214,18 +260,22 @@ SCENES: Final[tuple[tuple[str, Callable[[World, Stage], str]], ...]] = (
 )
 
 
-def _sell(world: World, minor: int, state: str) -> str:
-    """One tap from request to removed card, and what it must end in; the sale's id."""
+def _sell(world: World, minor: int, state: str, *, card: str = CARD, insert: bool = False) -> str:
+    """One sale from request to removed card, and what it must end in; the sale's id."""
     time.sleep(LOOK_S)
     sale = world.sell(Amount(minor, EUR))
     time.sleep(LOOK_S)
-    world.device.present(CARD)
+    world.device.present(card, insert=insert)
     result = world.result(sale)
     _expect(result["state"] == state, f"{Amount(minor, EUR)} is {state}, not {result['state']} ({result['reason']})")
     time.sleep(LOOK_S)
+    _take_away(world)
+    return sale
+
+
+def _take_away(world: World) -> None:
     world.device.remove()
     world.wait(lambda: not world.status()["busy"] or None, "the device to be free")
-    return sale
 
 
 def _reckon(world: World, stage: Stage) -> None:

@@ -1,13 +1,15 @@
 """The bank behind the simulated cards: is this cryptogram genuine, has it been seen before, and is the money there?
 
 A host that has opened an authorisation request hands over the card data as the kernel put it together: a flat sequence
-of data objects (EMV Contactless Book C-3, online messages). `Issuer.authorise` answers it whole, `Issuer.verify` and
-`Issuer.decide` are its two halves. The issuer keeps no state itself: accounts and transaction counters live in a
-`CardBook`, which a host implements over its own database; `MemoryCardBook` is enough for a test. That the amount under
-the cryptogram is the amount the terminal asks for is the host's to compare (`Request.amount_minor`).
+of data objects, of a contactless or a contact card, of Visa or Mastercard. `Issuer.authorise` answers it whole,
+`Issuer.verify` and `Issuer.decide` are its two halves. The issuer keeps no state itself: accounts and transaction
+counters live in a `CardBook`, which a host implements over its own database; `MemoryCardBook` is enough for a test.
+That the amount under the cryptogram is the amount the terminal asks for is the host's to compare
+(`Request.amount_minor`).
 
 Amounts decide by their last two digits, so that every answer can be shown at will (minor units; see `MAGIC_AMOUNTS`):
-12.51 is declined for insufficient funds, 12.50 is approved.
+12.51 is declined for insufficient funds, 12.50 is approved. To a contact card (9F39 = 05) some approvals bring commands
+of its issuer (`SCRIPT_AMOUNTS`), or an answer that is no proof (`ARPC_AMOUNTS`).
 """
 
 from __future__ import annotations
@@ -18,26 +20,57 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from hwsim.cards.bertlv import TlvError, decode
+from hwsim.cards.bertlv import TlvError, decode, encode
 from hwsim.cards.cryptogram import (
     AC_INPUT,
+    MAC_BYTES,
     CryptogramType,
     Cvn,
     IssuerApplicationData,
+    Online,
     application_cryptogram,
+    command_mac,
     derive_card_key,
     read_issuer_application_data,
-    response_cryptogram_1,
-    response_cryptogram_2,
-    session_key,
+    response_cryptogram,
+    script_master_key,
 )
-from hwsim.cards.personalise import CardProfile, Pan
+from hwsim.cards.profile import CardProfile, Pan
 
 APPROVED: Final = "00"
 MAGIC_AMOUNTS: Final[Mapping[int, str]] = {5: "05", 51: "51", 57: "57", 61: "61"}
 """The last two digits of the amount in minor units, and the response code (ISO 8583, field 39) that they bring."""
+
+
+class Script(NamedTuple):
+    """A command for the card, and when the terminal is to deliver it."""
+
+    template: int  # 71: before the second GENERATE AC, 72: after it
+    header: bytes  # CLA INS P1 P2
+    data: bytes = b""
+    genuine: bool = True  # False: its MAC is wrong
+
+
+_APPLICATION_BLOCK: Final = bytes.fromhex("841E0000")
+_APPLICATION_UNBLOCK: Final = bytes.fromhex("84180000")
+_PUT_UPPER_LIMIT: Final = bytes.fromhex("04DA9F23")  # upper consecutive offline limit
+SCRIPT_AMOUNTS: Final[Mapping[int, tuple[Script, ...]]] = {
+    71: (Script(0x71, _PUT_UPPER_LIMIT, b"\x09"),),
+    72: (Script(0x72, _PUT_UPPER_LIMIT, b"\x09"),),
+    73: (Script(0x72, _APPLICATION_BLOCK),),
+    74: (Script(0x71, _PUT_UPPER_LIMIT, b"\x09", genuine=False),),
+    75: (Script(0x71, _APPLICATION_BLOCK),),  # the card then says no in the second GENERATE AC
+    76: (Script(0x71, _APPLICATION_BLOCK), Script(0x72, _APPLICATION_UNBLOCK)),
+    77: (Script(0x72, _PUT_UPPER_LIMIT, b"\x09", genuine=False), Script(0x72, _PUT_UPPER_LIMIT, b"\x0a")),
+}
+"""The last two digits of an amount and the scripts that a contact card is sent with the approval. A card that has no
+limit to write, as most debit cards, answers PUT DATA with 6A88."""
+
+ARPC_WRONG, ARPC_MISSING = 91, 92
+ARPC_AMOUNTS: Final = (ARPC_WRONG, ARPC_MISSING)
+"""The last two digits of an amount that is approved with a wrong ARPC, or with none, to a contact card."""
 
 RESPONSE_TEXTS: Final[Mapping[str, str]] = {
     "00": "approved",
@@ -60,6 +93,7 @@ _REQUIRED: Final = (*AC_INPUT, 0x9F10, 0x9F26, 0x57)
 _CSU_APPROVED: Final = bytes.fromhex("00800000")  # card status update: issuer approves online transaction
 _CSU_DECLINED: Final = bytes(4)
 _REFUND: Final = b"\x20"
+_CONTACT: Final = b"\x05"  # 9F39, point of service entry mode: chip, read through its contacts
 
 
 class Reason(Enum):
@@ -124,6 +158,7 @@ class Request:
     amount_minor: int
     currency: int
     transaction_type: bytes
+    contact: bool
     objects: Mapping[int, bytes] = field(repr=False)
 
 
@@ -156,6 +191,7 @@ class Authorisation:
     authorisation_code: str | None  # six digits, when approved
     issuer_authentication_data: bytes  # tag 91, empty unless a believed ARQC waits for it
     verification: Verification
+    scripts: bytes = b""  # templates 71 and 72, whole
 
     @property
     def approved(self) -> bool:
@@ -171,6 +207,7 @@ class Issuer:
 
     def __init__(self, imk_ac: bytes, book: CardBook, today: Callable[[], date]) -> None:
         self._imk_ac = imk_ac
+        self._imk_smi = script_master_key(imk_ac)
         self._book = book
         self._today = today
 
@@ -207,6 +244,7 @@ class Issuer:
             authorisation_code=_authorisation_code(request) if code == APPROVED else None,
             issuer_authentication_data=self._issuer_authentication_data(request, code),
             verification=verification,
+            scripts=self._scripts(request) if code == APPROVED else b"",
         )
 
     def _judge(self, request: Request, account: Account) -> Reason:
@@ -215,7 +253,7 @@ class Issuer:
         today = self._today()
         if (today.year, today.month) > (account.expires.year, account.expires.month):
             return Reason.EXPIRED
-        expected = application_cryptogram(self._card_key(request), request.objects)
+        expected = application_cryptogram(_card_key(self._imk_ac, request), request.objects)
         if not hmac.compare_digest(expected, request.cryptogram):
             return Reason.WRONG_CRYPTOGRAM
         # Only after the check: a forger must not use up the counters of a card that is not his.
@@ -233,22 +271,45 @@ class Issuer:
             case CryptogramType.ARQC:
                 return self.decide(request.amount_minor, account)
 
-    def _card_key(self, request: Request) -> bytes:
-        return derive_card_key(self._imk_ac, request.pan.digits, request.psn, request.application_data.cvn)
-
     def _issuer_authentication_data(self, request: Request, code: str) -> bytes:
         """Tag 91: the ARPC, and what it protects."""
-        if request.application_data.kind is not CryptogramType.ARQC:
+        fault = request.amount_minor % 100 if request.contact else None
+        if request.application_data.kind is not CryptogramType.ARQC or fault == ARPC_MISSING:
             return b""
-        cvn = request.application_data.cvn
-        key = session_key(self._card_key(request), request.objects[0x9F36], cvn)
-        match cvn:
-            case Cvn.CVN10:
-                letters = code.encode("ascii")
-                return response_cryptogram_1(key, request.cryptogram, letters) + letters
+        match request.application_data.cvn:
             case Cvn.CVN18 | Cvn.CVN22:
-                update = _CSU_APPROVED if code == APPROVED else _CSU_DECLINED
-                return response_cryptogram_2(key, request.cryptogram, update) + update
+                said = _CSU_APPROVED if code == APPROVED else _CSU_DECLINED
+            case Cvn.CVN10 | Cvn.CVN16 | Cvn.CVN17 | Cvn.CVN20 | Cvn.CVN21:
+                said = code.encode("ascii")
+        arpc = response_cryptogram(_card_key(self._imk_ac, request), _online(request), said)
+        return (_flipped(arpc) if fault == ARPC_WRONG else arpc) + said
+
+    def _scripts(self, request: Request) -> bytes:
+        """Templates 71 and 72 with the commands for this amount, each in a script of its own (Book 3, 10.10)."""
+        if request.application_data.kind is not CryptogramType.ARQC or not request.contact:
+            return b""
+        key, online = _card_key(self._imk_smi, request), _online(request)
+        templates: list[bytes] = []
+        for number, script in enumerate(SCRIPT_AMOUNTS.get(request.amount_minor % 100, ()), start=1):
+            header = script.header + bytes((len(script.data) + MAC_BYTES,))
+            mac = command_mac(key, online, header, script.data)
+            command = header + script.data + (mac if script.genuine else _flipped(mac))
+            identifier = encode(0x9F18, number.to_bytes(4, "big"))
+            templates.append(encode(script.template, identifier, encode(0x86, command)))
+        return b"".join(templates)
+
+
+def _card_key(issuer_master_key: bytes, request: Request) -> bytes:
+    return derive_card_key(issuer_master_key, request.pan.digits, request.psn, request.application_data.cvn)
+
+
+def _online(request: Request) -> Online:
+    objects = request.objects
+    return Online(request.application_data.cvn, objects[0x9F36], objects[0x9F37], request.cryptogram)
+
+
+def _flipped(proof: bytes) -> bytes:
+    return proof[:-1] + bytes((proof[-1] ^ 0x01,))
 
 
 class _ContradictionError(ValueError):
@@ -283,6 +344,7 @@ def read_request(record: bytes) -> Request:
         amount_minor=_decimal(objects[0x9F02]),
         currency=_decimal(objects[0x5F2A]),
         transaction_type=objects[0x9C],
+        contact=objects.get(0x9F39) == _CONTACT,
         objects=objects,
     )
 

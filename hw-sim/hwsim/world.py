@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from hwsim.cards import visa
-from hwsim.cards.personalise import Bureau, personalise
+from hwsim.cards.bureau import Bureau, Scheme
+from hwsim.cards.personalise import rack
 from hwsim.device import DeviceClient
 from hwsim.faults import Fault, FaultProxy
 from hwsim.host import controls
@@ -77,9 +77,7 @@ keys = "{directory}/keys/sync"
 backoff_min_ms = 100
 backoff_max_ms = 1000
 
-[[ca_keys]]
-{ca_key}
-"""
+{ca_keys}"""
 
 _T = TypeVar("_T")
 
@@ -209,24 +207,26 @@ class World:
 
     def _provision(self, url: str, sale: Mapping[str, object]) -> None:
         keys, host_directory = self.directory / "keys", self.directory / "host"
-        bureau = Bureau.create(system_entropy)
-        bureau.save(host_directory / BUREAU_FILE)
-        profile = personalise(bureau, system_entropy)
-        for name, variant in visa.VARIANTS.items():
-            variant(profile, system_entropy).save(self.directory / "device" / "cards" / f"{name}.json")
-        (self.directory / "device" / "cards" / "normal.json").rename(
-            self.directory / "device" / "cards" / f"{CARD}.json"
-        )
+        visa = Bureau.create(system_entropy)
+        mastercard = Bureau.create(system_entropy, scheme=Scheme.MASTERCARD, imk_ac=visa.imk_ac)
+        visa.save(host_directory / BUREAU_FILE)
+        cards = rack({Scheme.VISA: visa, Scheme.MASTERCARD: mastercard}, system_entropy)
+        for name, profile in cards.items():
+            profile.save(self.directory / "device" / "cards" / f"{name}.json")
         generate(keys / "terminal", system_entropy)
         generate_spool_key(keys / "sync", system_entropy)
         with open_host(host_directory) as host:
             host.register(TERMINAL_ID, MERCHANT_ID, (keys / "terminal" / "signing-key.pub").read_bytes())
-            host.enrol(profile)
+            for profile in cards.values():
+                host.enrol(profile)
         public = host_directory / "public"
         for name in (HOST_SEALING_KEY, HOST_ANSWER_KEY):
             shutil.copy(public / name, keys / "terminal" / name)
         fingerprints = json.loads((public / "fingerprints.json").read_text(encoding="utf-8"))
-        ca_key = bureau.ca_public_key.record()
+        ca_keys = "\n".join(
+            "[[ca_keys]]\n" + "".join(f'{name} = "{value}"\n' for name, value in bureau.ca_public_key.record().items())
+            for bureau in (visa, mastercard)
+        )
         self.config.write_text(
             _CONFIG.format(
                 terminal=TERMINAL_ID,
@@ -236,7 +236,7 @@ class World:
                 sealing=fingerprints[HOST_SEALING_KEY],
                 answer=fingerprints[HOST_ANSWER_KEY],
                 sale="\n".join(f"{name} = {json.dumps(value)}" for name, value in sale.items()),
-                ca_key="\n".join(f'{name} = "{value}"' for name, value in ca_key.items()),
+                ca_keys=ca_keys,
             ),
             encoding="utf-8",
         )
@@ -284,7 +284,7 @@ class World:
         )
 
     def tap(self, amount: Amount, card: str = CARD, **disturbance: int | bool | None) -> dict[str, Any]:
-        """One sale from request to removed card."""
+        """One sale from request to removed card (`insert=True`: in the contact reader)."""
         sale = self.sell(amount)
         self.device.present(card, **disturbance)
         result = self.result(sale)

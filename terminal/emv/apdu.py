@@ -2,14 +2,19 @@
 
 A kernel step is an exchange: a generator that yields a `Command`, is sent the `Response`, and returns its result.
 A card that vanishes is thrown in at the yield as `CardRemoved`, so that each step may say what that means for it.
+
+Steps yield whole APDUs and know nothing of transmission protocols. On contact a `ContactLine` stands between them and
+the card: it fetches what T=0 leaves waiting and repeats what T=0 wants repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
+
+GET_RESPONSES_MAX: Final = 16  # a response has 256 bytes; cards hand it over in one or two pieces
 
 
 class CardRemoved(Exception):
@@ -54,4 +59,72 @@ Exchange: TypeAlias = Generator[Command, Response, T]
 def transceive(command: Command) -> Exchange[Response]:
     """Send one command, return its response."""
     response = yield command
+    return response
+
+
+class ContactLine:
+    """Carries exchanges to one inserted card, over T=0 as well as T=1 (Book 1, 9.3.1 and Annex A).
+
+    Whether Le may follow command data (case 4) depends on the protocol: T=0 cannot say it, T=1 needs it. A kernel does
+    not know which one the reader chose, but an application is always selected first, and a SELECT may be repeated: it
+    goes out without Le; if the card then sends nothing, or calls the length wrong, Le is added from there on.
+    """
+
+    def __init__(self) -> None:
+        self._le_in_case_4: bool | None = None  # None: not known yet
+
+    def carry(self, exchange: Exchange[T]) -> Exchange[T]:
+        """The same exchange, for the inserted card."""
+        try:
+            command = next(exchange)
+            while True:
+                try:
+                    response = yield from self._transceive(command)
+                except CardRemoved as removed:
+                    command = exchange.throw(removed)
+                else:
+                    command = exchange.send(response)
+        except StopIteration as finished:
+            result: T = finished.value
+            return result
+        finally:
+            exchange.close()
+
+    def _transceive(self, command: Command) -> Exchange[Response]:
+        if not command.data or command.le is None:
+            return (yield from self._collect(command))
+        response = yield from self._collect(command if self._le_in_case_4 else command._replace(le=None))
+        if self._le_in_case_4 is None:
+            if response.sw == 0x6700 or (response.sw == 0x9000 and not response.data):
+                self._le_in_case_4 = True
+                response = yield from self._collect(command)
+            elif response.sw == 0x9000:
+                self._le_in_case_4 = False
+        if response.sw >> 8 in {0x62, 0x63} and not response.data:
+            # T=0 gives a warning before the data that it warns of: the data is still to be fetched.
+            fetched = yield from self._collect(_get_response(0))
+            return Response(fetched.data if fetched.sw == 0x9000 else b"", response.sw)
+        return response
+
+    def _collect(self, command: Command) -> Exchange[Response]:
+        """Follow 61xx and 6Cxx to the end of the response. One that does not end keeps its 61xx, which nobody takes."""
+        response = yield from _right_length(command)
+        data = response.data
+        for _ in range(GET_RESPONSES_MAX):
+            if response.sw >> 8 != 0x61:
+                break
+            response = yield from _right_length(_get_response(response.sw & 0xFF))
+            data += response.data
+        return Response(data, response.sw)
+
+
+def _get_response(le: int) -> Command:
+    return Command(0x00, 0xC0, 0x00, 0x00, le=le)
+
+
+def _right_length(command: Command) -> Exchange[Response]:
+    """Repeat a command once with the length that the card names."""
+    response = yield from transceive(command)
+    if response.sw >> 8 == 0x6C:
+        response = yield from transceive(command._replace(le=response.sw & 0xFF))
     return response

@@ -1,11 +1,13 @@
 """Offline data authentication: from the CA public key through issuer and card to a signature (EMV 4.4 Book 2, 5, 6).
 
 Every link is the same act: raise a certificate to the public exponent of the key above it, check the frame and the
-hash, and take the next key out. The methods differ only in which signature they check at the end, and over what; fast
-DDA (Book C-3, Annex C) is here. A failure is a value with a stable word, never an exception: what it means for the
-transaction is for the kernel.
+hash, and take the next key out. The methods differ only in which signature they check at the end, and over what: SDA a
+static one, DDA one over fresh terminal data, CDA one that also covers the cryptogram, fast DDA (Book C-3, Annex C) one
+that came with the card's first answer. Nothing here talks to a card: commands, TVR bits, and what a failure means for
+the transaction, are for the kernel.
 
-Reasons: ca_key_missing, missing_data, issuer_certificate, icc_certificate, expired, revoked, static_data, signature.
+Reasons of a failure: ca_key_missing, missing_data, issuer_certificate, icc_certificate, expired, revoked, static_data,
+signature.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from terminal.emv.outcome import OdaMethod, OdaResult, OdaStatus
+from terminal.emv.results import Aip
 from terminal.emv.tags import Kernel3Tag, Tag
 
 RID_BYTES: Final = 5
@@ -36,7 +39,14 @@ _HEAD, _TAIL = 0x6A, 0xBC
 _HASH_BYTES: Final = 20
 _SHA_1: Final = 0x01
 _RSA: Final = 0x01
-_ISSUER, _ICC, _DYNAMIC = 0x02, 0x04, 0x05  # certificate or signature format
+_ISSUER, _STATIC, _ICC, _DYNAMIC = 0x02, 0x03, 0x04, 0x05  # certificate or signature format
+_CRYPTOGRAM_BYTES: Final = 8
+
+_METHODS: Final = (  # best first: bit of the AIP, bit of 9F33 byte 3 (Book 3, 10.3)
+    (OdaMethod.CDA, Aip.CDA, 0x08),
+    (OdaMethod.DDA, Aip.DDA, 0x40),
+    (OdaMethod.SDA, Aip.SDA, 0x80),
+)
 
 
 def sha1(data: bytes) -> bytes:
@@ -197,6 +207,68 @@ def icc_dynamic_data(icc: PublicKey, signature: bytes, terminal_data: bytes) -> 
     return plain[4 : 4 + size]
 
 
+def choose(aip: Aip, capabilities: bytes) -> OdaMethod | None:
+    """The best method that card and terminal (9F33) share, or None (Book 3, 10.3)."""
+    ours = capabilities[2] if len(capabilities) == 3 else 0
+    return next((method for method, theirs, bit in _METHODS if aip & theirs and ours & bit), None)
+
+
+def card_key(objects: Mapping[int, bytes], rid: bytes, records: bytes | None, trust: Trust) -> PublicKey:
+    """The whole chain down to the card's public key. Raises `AuthenticationFailed`."""
+    _require(objects, Tag.ICC_CERTIFICATE, Tag.ICC_EXPONENT)
+    issuer = issuer_key(objects, rid, trust)
+    return icc_key(issuer, objects, static_data_to_authenticate(records, objects), trust.date)
+
+
+def sda(objects: Mapping[int, bytes], rid: bytes, records: bytes | None, trust: Trust) -> bytes:
+    """Static data authentication (Book 2, 5.4). Returns the data authentication code. Raises `AuthenticationFailed`."""
+    _require(objects, Tag.SIGNED_STATIC_DATA)
+    issuer = issuer_key(objects, rid, trust)
+    static_data = static_data_to_authenticate(records, objects)
+    plain = issuer.recover(objects[Tag.SIGNED_STATIC_DATA], _STATIC)
+    if plain is None or plain[2] != _SHA_1:
+        raise AuthenticationFailed("signature")
+    body, digest = plain[1 : -_HASH_BYTES - 1], plain[-_HASH_BYTES - 1 : -1]
+    if sha1(body + static_data) != digest:
+        raise AuthenticationFailed("signature")
+    return plain[3:5]
+
+
+def dda(icc: PublicKey, signature: bytes, terminal_data: bytes) -> bytes:
+    """Dynamic data authentication (Book 2, 6.5). Returns the ICC dynamic number. Raises `AuthenticationFailed`."""
+    number, _ = _dynamic_number(icc_dynamic_data(icc, signature, terminal_data))
+    return number
+
+
+class SignedCryptogram(NamedTuple):
+    """What a combined signature vouches for (Book 2, table 19)."""
+
+    icc_dynamic_number: bytes
+    cid: int
+    cryptogram: bytes
+    transaction_data_hash: bytes
+
+
+def cda(icc: PublicKey, signature: bytes, unpredictable_number: bytes) -> SignedCryptogram:
+    """Check a signature that came with GENERATE AC and open it (Book 2, 6.6.2). Raises `AuthenticationFailed`.
+
+    It says nothing yet of this transaction: compare CID and hash with what was sent and received in clear.
+    """
+    number, rest = _dynamic_number(icc_dynamic_data(icc, signature, unpredictable_number))
+    if len(rest) < 1 + _CRYPTOGRAM_BYTES + _HASH_BYTES:
+        raise AuthenticationFailed("signature")
+    hash_at = 1 + _CRYPTOGRAM_BYTES
+    return SignedCryptogram(number, rest[0], rest[1:hash_at], rest[hash_at : hash_at + _HASH_BYTES])
+
+
+def _dynamic_number(dynamic_data: bytes) -> tuple[bytes, bytes]:
+    """The ICC dynamic number, which is led by its length, and what follows it."""
+    size = dynamic_data[0] if dynamic_data else 0
+    if not 2 <= size <= min(8, len(dynamic_data) - 1):
+        raise AuthenticationFailed("signature")
+    return dynamic_data[1 : 1 + size], dynamic_data[1 + size :]
+
+
 def static_data_to_authenticate(records: bytes | None, objects: Mapping[int, bytes]) -> bytes:
     """The records' part, and the AIP where the Static Data Authentication Tag List says so (Book 3, 10.3).
 
@@ -223,8 +295,7 @@ def fast_dda(objects: Mapping[int, bytes], rid: bytes, records: bytes | None, tr
             Tag.ATC,
             *FAST_DDA_TERMINAL_DATA,
         )
-        issuer = issuer_key(objects, rid, trust)
-        icc = icc_key(issuer, objects, static_data_to_authenticate(records, objects), trust.date)
+        icc = card_key(objects, rid, records, trust)
         if objects[Kernel3Tag.CARD_AUTHENTICATION_RELATED_DATA][0] != FAST_DDA_VERSION:
             raise AuthenticationFailed("signature")
         terminal_data = b"".join(objects[tag] for tag in FAST_DDA_TERMINAL_DATA)

@@ -14,12 +14,13 @@ from typing import Final
 
 from terminal.emv.authentication import CaKeys, RevokedCertificate, Trust
 from terminal.emv.outcome import Pan, UiRequest
-from terminal.emv.tags import Kernel3Tag, Tag
+from terminal.emv.tags import Format, Kernel3Tag, Source, Tag, lookup
 from terminal.money import Amount
 
 AID_BYTES_MIN: Final = 5
 AID_BYTES_MAX: Final = 16
 UNPREDICTABLE_NUMBER_BYTES: Final = 4
+CONTACT: Final = 0  # stands where a contactless kernel has its number
 CONTACTLESS_ENTRY_MODE: Final = b"\x07"  # 9F39: contactless, chip data (ISO 8583:1987, data element 22)
 
 
@@ -29,11 +30,20 @@ class ConfigurationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RandomSelection:
-    """Random transaction selection for online (Book 3, 10.6.2); `threshold` in minor units."""
+    """Random transaction selection for online (Book 3, 10.6.2); `threshold` in minor units.
+
+    Raises `ConfigurationError`.
+    """
 
     threshold: int
     target_percent: int
     max_target_percent: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target_percent <= self.max_target_percent <= 99 or self.threshold < 0:
+            raise ConfigurationError(
+                "random selection: 0 <= target <= maximum target <= 99 percent, threshold not below 0"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +67,44 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """An AID, the kernel that processes it, and the settings of the two together. Raises `ConfigurationError`."""
+    """An AID, the kernel that processes it, and the settings of the two together. Raises `ConfigurationError`.
+
+    Kernel `CONTACT` is for inserted cards alone. For an AID without such an entry contact takes a contactless one.
+    `tags` holds what the terminal states for this application: 9F09, action codes DF8120 to DF8122, a default DDOL
+    9F49 or TDOL 97, a kernel's DF81xx. `partial`: contact also takes card applications whose name only begins with
+    the AID (contactless always does).
+    """
 
     aid: bytes
     kernel: int
     limits: Limits = Limits()
     tags: Mapping[int, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    partial: bool = True
 
     def __post_init__(self) -> None:
         if not AID_BYTES_MIN <= len(self.aid) <= AID_BYTES_MAX:
             raise ConfigurationError(f"AID {self.aid.hex().upper()} must have {AID_BYTES_MIN} to {AID_BYTES_MAX} bytes")
         if self.ttq is not None and len(self.ttq) != Kernel3Tag.TTQ.length_max:
             raise ConfigurationError(f"AID {self.aid.hex().upper()}: the TTQ (9F66) must have 4 bytes")
+        _check_objects(f"AID {self.aid.hex().upper()}", self.tags, self.kernel)
 
     @property
     def ttq(self) -> bytes | None:
         """Terminal Transaction Qualifiers as configured."""
         return self.limits.ttq if self.limits.ttq is not None else self.tags.get(Kernel3Tag.TTQ)
+
+
+def _check_objects(whose: str, objects: Mapping[int, bytes], kernel: int | None = None) -> None:
+    for tag, value in objects.items():
+        definition = lookup(tag, kernel)
+        if definition is None:
+            continue
+        if not definition.length_min <= len(value) <= definition.length_max:
+            raise ConfigurationError(
+                f"{whose}: tag {tag:X} must have {definition.length_min} to {definition.length_max} bytes"
+            )
+        if definition.format is Format.N and not value.hex().isdecimal():
+            raise ConfigurationError(f"{whose}: tag {tag:X} must be decimal digits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +117,10 @@ class ExceptionEntry:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A terminal as it stands: terminal-wide data objects, combinations in order of preference, and what it trusts."""
+    """A terminal as it stands: terminal-wide data objects, combinations in order of preference, and what it trusts.
+
+    Raises `ConfigurationError`.
+    """
 
     terminal: Mapping[int, bytes]
     combinations: tuple[Combination, ...]
@@ -94,27 +128,40 @@ class Setup:
     revoked: frozenset[RevokedCertificate] = frozenset()
     exceptions: frozenset[ExceptionEntry] = field(default=frozenset(), repr=False)
 
+    def __post_init__(self) -> None:
+        _check_objects("terminal", self.terminal)
+
     def trust(self, date: datetime.date) -> Trust:
         return Trust(self.ca_keys, self.revoked, date)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the merchant wants: an amount, part of which may be cashback, a transaction type (9C), and when."""
+    """What the merchant wants: an amount, part of which may be cashback, a transaction type (9C), and when.
+
+    `force_online`: the merchant does not trust this card; contact then asks the host where there is one.
+    """
 
     amount: Amount
     date: datetime.date
     time: datetime.time
     transaction_type: int = 0x00
     amount_other_minor: int = 0
+    force_online: bool = False
+
+
+def _nothing_earlier(pan: Pan, psn: bytes) -> int:
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the outside lends to a kernel: chance (4 fresh bytes a call) and a screen. Neither may block."""
+    """What the outside lends to a kernel: chance, a screen, and a memory. None of them may block."""
 
-    unpredictable_number: Callable[[], bytes]
+    unpredictable_number: Callable[[], bytes]  # 4 fresh bytes a call
     notify: Callable[[UiRequest], None]
+    random_percent: Callable[[], int] | None = None  # 1 to 99, evenly; None: no transaction is selected at random
+    earlier_minor: Callable[[Pan, bytes], int] = _nothing_earlier  # what this PAN and PSN paid here last, or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +197,13 @@ def transaction_objects(
         raise ConfigurationError("the source of unpredictable numbers must give 4 bytes: no card was charged")
     currency = request.amount.currency
     objects: dict[int, bytes] = {
-        **setup.terminal,
-        **activation.combination.tags,
+        **_stated_by_terminal(setup.terminal),
+        **_stated_by_terminal(activation.combination.tags, activation.combination.kernel),
         Tag.AID: activation.combination.aid,
         Tag.AMOUNT_AUTHORISED: bcd(request.amount.minor, 6),
         Tag.AMOUNT_OTHER: bcd(request.amount_other_minor, 6),
+        Tag.AMOUNT_AUTHORISED_BINARY: request.amount.minor.to_bytes(4, "big"),
+        Tag.AMOUNT_OTHER_BINARY: request.amount_other_minor.to_bytes(4, "big"),
         Tag.TRANSACTION_CURRENCY_CODE: bcd(currency.number, 2),
         Tag.TRANSACTION_CURRENCY_EXPONENT: bcd(currency.exponent, 1),
         Tag.TRANSACTION_DATE: bytes.fromhex(f"{request.date:%y%m%d}"),
@@ -166,7 +215,19 @@ def transaction_objects(
     }
     if activation.ttq is not None:
         objects[Kernel3Tag.TTQ] = activation.ttq
+    floor = activation.combination.limits.terminal_floor
+    if floor is not None:
+        objects[Tag.TERMINAL_FLOOR_LIMIT] = floor.to_bytes(4, "big")
     return {int(tag): value for tag, value in objects.items()}
+
+
+def _stated_by_terminal(objects: Mapping[int, bytes], kernel: int | None = None) -> dict[int, bytes]:
+    """Without what stands in for a card's object, as a default DDOL does: the card's own must not be hidden by it."""
+    return {
+        tag: value
+        for tag, value in objects.items()
+        if (definition := lookup(tag, kernel)) is None or definition.source is not Source.CARD
+    }
 
 
 def bcd(number: int, size: int) -> bytes:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from terminal.emv import dol, kernel3, selection
+from terminal.emv import dol, kernel2, kernel3, selection
 from terminal.emv.apdu import CardRemoved, Exchange, transceive
-from terminal.emv.configuration import Activation, Combination, Environment, Indicators, Request, Setup
+from terminal.emv.configuration import CONTACT, Activation, Combination, Environment, Indicators, Request, Setup
 from terminal.emv.outcome import (
     EndApplication,
     MessageId,
@@ -35,7 +35,7 @@ from terminal.emv.tlv import TlvError
 
 Kernel: TypeAlias = Callable[[Setup, Request, Environment, Activation], Exchange[Outcome]]
 
-KERNELS: Final[Mapping[int, Kernel]] = MappingProxyType({3: kernel3.run})
+KERNELS: Final[Mapping[int, Kernel]] = MappingProxyType({2: kernel2.run, 3: kernel3.run})
 
 _VISA_RID: Final = bytes.fromhex("A000000003")
 _OFFLINE_ONLY: Final = 0x08  # TTQ byte 1 bit 4
@@ -67,8 +67,11 @@ def preprocess(setup: Setup, request: Request) -> tuple[Prepared, ...] | TryAnot
     prepared = tuple(
         _prepare(combination, request)
         for combination in setup.combinations
-        if combination.limits.transaction_types is None
-        or request.transaction_type in combination.limits.transaction_types
+        if combination.kernel != CONTACT
+        and (
+            combination.limits.transaction_types is None
+            or request.transaction_type in combination.limits.transaction_types
+        )
     )
     allowed = tuple(each for each in prepared if not each.indicators.contactless_not_allowed)
     if allowed:

@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import Final, NamedTuple
 
-from terminal.emv import authentication, dol, selection, tlv
-from terminal.emv.apdu import CardRemoved, Command, Exchange, transceive
-from terminal.emv.configuration import Activation, Environment, ExceptionEntry, Request, Setup, transaction_objects
+from terminal.emv import authentication, dol, restrictions, risk, selection
+from terminal.emv.apdu import CardRemoved, Exchange, transceive
+from terminal.emv.configuration import Activation, Environment, Request, Setup, transaction_objects
+from terminal.emv.decision import AcType
+from terminal.emv.initiation import get_processing_options, receive_processing_options
 from terminal.emv.outcome import (
     Approved,
-    CardRead,
     Cvm,
     Declined,
     EndApplication,
@@ -48,14 +49,15 @@ from terminal.emv.outcome import (
     UiRequest,
 )
 from terminal.emv.records import CardFault, CardObjects, read_records
+from terminal.emv.restrictions import CASH, CASHBACK, REFUND
+from terminal.emv.results import Aip
 from terminal.emv.tags import Kernel3Tag, Tag
 from terminal.emv.tlv import TlvError
+from terminal.emv.transaction import read_card
 
 KERNEL: Final = 3
-COMMAND_DATA_MAX: Final = 255  # bytes in a short command APDU
 PHONE_HOLD_MS: Final = 1300  # time to read "see phone" while the field is off (C-3, 5.2)
 
-REFUND: Final = 0x20
 _USED: Final = (  # what decides or travels, so that its length must be right
     Tag.DF_NAME,
     Tag.AIP,
@@ -66,8 +68,6 @@ _USED: Final = (  # what decides or travels, so that its length must be right
     Tag.PAN_SEQUENCE_NUMBER,
     Kernel3Tag.CTQ,
 )
-_CASH: Final = frozenset({0x01, 0x17})
-_CASHBACK: Final = 0x09
 
 _TRACK_2 = re.compile(r"(?P<pan>\d{8,19})D\d*F?", re.ASCII)
 
@@ -95,11 +95,6 @@ class _Ctq(IntFlag):
     SWITCH_FOR_CASH = 0x04_00
     SWITCH_FOR_CASHBACK = 0x02_00
     CDCVM_PERFORMED = 0x00_80
-
-
-_AIP_DDA: Final = 0x20_00
-
-_AAC, _TC, _ARQC = 0x00, 0x40, 0x80  # cryptogram type, bits 8 and 7 of the CID
 
 
 class _Decision(Enum):
@@ -181,10 +176,10 @@ def _read_card(
     card.require(Tag.DF_NAME, Tag.PDOL)
     terminal = transaction_objects(setup, request, environment, activation)
 
-    response = yield from transceive(_get_processing_options(dol.build(card[Tag.PDOL], {**card, **terminal}, KERNEL)))
+    response = yield from transceive(get_processing_options(dol.build(card[Tag.PDOL], {**card, **terminal}, KERNEL)))
     match response.sw:
         case 0x9000:
-            _receive_processing_options(response.data, card)
+            receive_processing_options(response.data, card)
         case 0x6984:
             return TryAnotherInterface(
                 "other_interface_required", UiRequest(MessageId.INSERT_CARD, Status.PROCESSING_ERROR)
@@ -205,33 +200,10 @@ def _read_card(
     return _Transaction(setup, request, activation, terminal, card, records, pan)
 
 
-def _get_processing_options(pdol_data: bytes) -> Command:
-    """GET PROCESSING OPTIONS (Book 3, 6.5.8). Raises `CardFault` if the card asks for more than a command can hold."""
-    data = tlv.encode(Tag.COMMAND_TEMPLATE, pdol_data)
-    if len(data) > COMMAND_DATA_MAX:
-        raise CardFault("parse_error")
-    return Command(0x80, 0xA8, 0x00, 0x00, data, le=0)
-
-
-def _receive_processing_options(data: bytes, card: CardObjects) -> None:
-    """Either response format (Book 3, 6.5.8.4)."""
-    nodes = tlv.parse(data)
-    if len(nodes) != 1:
-        raise CardFault("parse_error")
-    match nodes[0]:
-        case tlv.Node(Tag.RESPONSE_FORMAT_2, _, children):
-            card.receive(children)
-        case tlv.Node(Tag.RESPONSE_FORMAT_1, value) if len(value) >= 2:
-            card.receive([tlv.Node(Tag.AIP, value[:2]), tlv.Node(Tag.AFL, value[2:])])
-        case _:
-            raise CardFault("parse_error")
-
-
 def _check_card_data(card: CardObjects) -> Pan:
     """What must be there, in the right length (C-3, 5.4); completes the CID. Returns the PAN."""
     card.require(Tag.CRYPTOGRAM, Tag.AIP, Tag.ATC, Tag.ISSUER_APPLICATION_DATA, Tag.TRACK_2_EQUIVALENT)
-    if any(tag in card and not tag.length_min <= len(card[tag]) <= tag.length_max for tag in _USED):
-        raise CardFault("parse_error")
+    card.check_lengths(_USED)
     if Tag.CRYPTOGRAM_INFORMATION not in card:
         card[Tag.CRYPTOGRAM_INFORMATION] = _cid_from_issuer_data(card[Tag.ISSUER_APPLICATION_DATA])
 
@@ -263,7 +235,15 @@ def _decide(transaction: _Transaction) -> Outcome:
     verdict, oda = _authenticate(transaction, verdict)
     verdict, cvm = _verify_cardholder(transaction, verdict)
 
-    card_read = _card_read(transaction, oda, cvm)
+    card_read = read_card(
+        transaction.activation,
+        transaction.card,
+        transaction.terminal,
+        kernel=KERNEL,
+        pan=transaction.pan,
+        oda=oda,
+        cvm=cvm,
+    )
     match verdict.decision:
         case _Decision.APPROVE:
             message = MessageId.APPROVED_SIGN if cvm is Cvm.SIGNATURE else MessageId.APPROVED
@@ -279,11 +259,11 @@ def _decide(transaction: _Transaction) -> Outcome:
 def _card_decision(transaction: _Transaction) -> _Verdict:
     """What the card decided, by the type of its cryptogram (C-3, 5.4)."""
     match transaction.cryptogram_type:
-        case kind if kind == _TC:
+        case kind if kind == AcType.TC:
             return _ONLINE if transaction.terminal_can(_Ttq.ONLINE_CRYPTOGRAM_REQUIRED) else _APPROVE
-        case kind if kind == _ARQC:
+        case kind if kind == AcType.ARQC:
             return _ONLINE
-        case kind if kind == _AAC and transaction.request.transaction_type == REFUND:
+        case kind if kind == AcType.AAC and transaction.request.transaction_type == REFUND:
             return _ONLINE  # for a refund the card is only read: whether it is granted is the acquirer's word
         case _:
             return _decline("card_declined")
@@ -291,22 +271,16 @@ def _card_decision(transaction: _Transaction) -> _Verdict:
 
 def _check_expiry(transaction: _Transaction) -> _Verdict:
     """Application expired (C-3, 5.5). No date counts as expired."""
-    expiration = transaction.card.get(Tag.EXPIRATION_DATE, b"").hex()
-    if len(expiration) == 6 and expiration.isdecimal():
-        year, rest = authentication.full_year(int(expiration[:2])), expiration[2:]
-        date = transaction.request.date
-        if f"{date.year:04d}{date:%m%d}" <= f"{year:04d}{rest}":
-            return _APPROVE
+    expiration = transaction.card.get(Tag.EXPIRATION_DATE, b"")
+    if restrictions.readable(expiration) and restrictions.not_after(transaction.request.date, expiration):
+        return _APPROVE
     return _ONLINE if transaction.card_wants(_Ctq.ONLINE_IF_EXPIRED) else _decline("expired")
 
 
 def _check_exception_file(transaction: _Transaction) -> _Verdict:
     """Terminal exception file (C-3, 5.5)."""
-    psn = transaction.card.get(Tag.PAN_SEQUENCE_NUMBER, b"").hex()
-    listed = {ExceptionEntry(transaction.pan)}
-    if psn.isdecimal():
-        listed.add(ExceptionEntry(transaction.pan, int(psn)))
-    return _APPROVE if listed.isdisjoint(transaction.setup.exceptions) else _decline("exception_file")
+    psn = transaction.card.get(Tag.PAN_SEQUENCE_NUMBER, b"")
+    return _decline("exception_file") if risk.excepted(transaction.setup, transaction.pan, psn) else _APPROVE
 
 
 def _check_usage(transaction: _Transaction) -> _Verdict:
@@ -316,10 +290,10 @@ def _check_usage(transaction: _Transaction) -> _Verdict:
     if len(usage) != 2 or country is None:
         return _APPROVE
     foreign = country != transaction.terminal[Tag.TERMINAL_COUNTRY_CODE]
-    if request.transaction_type in _CASH:
+    if request.transaction_type in CASH:
         allowed = usage[0] & (0x40 if foreign else 0x80)
         switch = _Ctq.SWITCH_FOR_CASH
-    elif request.transaction_type == _CASHBACK or request.amount_other_minor > 0:
+    elif request.transaction_type == CASHBACK or request.amount_other_minor > 0:
         allowed = usage[1] & (0x40 if foreign else 0x80)
         switch = _Ctq.SWITCH_FOR_CASHBACK
     else:
@@ -345,7 +319,7 @@ def _authenticate(transaction: _Transaction, verdict: _Verdict) -> tuple[_Verdic
 
 
 def _fast_dda(transaction: _Transaction) -> OdaResult:
-    if not int.from_bytes(transaction.card[Tag.AIP], "big") & _AIP_DDA:
+    if not Aip.decode(transaction.card[Tag.AIP]) & Aip.DDA:
         return OdaResult(OdaStatus.NOT_PERFORMED, reason="not_supported")
     return authentication.fast_dda(
         {**transaction.card, **transaction.terminal},
@@ -366,7 +340,7 @@ def _after_failed_oda(transaction: _Transaction) -> _Verdict:
 
 def _verify_cardholder(transaction: _Transaction, verdict: _Verdict) -> tuple[_Verdict, Cvm]:
     """Cardholder verification (C-3, 5.7). A refund that the card did not authorise asks for none."""
-    if verdict.decision not in {_Decision.APPROVE, _Decision.ONLINE} or transaction.cryptogram_type == _AAC:
+    if verdict.decision not in {_Decision.APPROVE, _Decision.ONLINE} or transaction.cryptogram_type == AcType.AAC:
         return verdict, Cvm.NONE
     match _choose_cvm(transaction):
         case None:
@@ -397,23 +371,5 @@ def _cdcvm_holds(transaction: _Transaction) -> bool:
     """CTQ travels unprotected: it counts if the signed copy agrees, or if the host will check the cryptogram."""
     related = transaction.card.get(Kernel3Tag.CARD_AUTHENTICATION_RELATED_DATA)
     if related is None:
-        return transaction.cryptogram_type == _ARQC
+        return transaction.cryptogram_type == AcType.ARQC
     return related[5:7] == transaction.card[Kernel3Tag.CTQ]
-
-
-def _card_read(transaction: _Transaction, oda: OdaResult, cvm: Cvm) -> CardRead:
-    card, terminal = transaction.card, transaction.terminal
-    return CardRead(
-        aid=card[Tag.DF_NAME],
-        kernel=KERNEL,
-        label=selection.label(
-            card, transaction.activation.label, terminal.get(Tag.ADDITIONAL_TERMINAL_CAPABILITIES, b"")
-        ),
-        pan=transaction.pan,
-        cid=card[Tag.CRYPTOGRAM_INFORMATION][0],
-        cryptogram=card[Tag.CRYPTOGRAM],
-        atc=int.from_bytes(card[Tag.ATC], "big"),
-        oda=oda,
-        cvm=cvm,
-        tags={**card, **terminal},
-    )

@@ -82,6 +82,7 @@ class Cvm(Enum):
     SIGNATURE = "signature"
     ONLINE_PIN = "online_pin"
     CDCVM = "cdcvm"
+    FAILED = "failed"  # the card wanted its holder verified, and nobody was: TVR byte 3 says more
 
 
 class OdaMethod(Enum):
@@ -156,8 +157,9 @@ class IssuerAnswer:
 class OnlineRequest:
     """The card gave an ARQC: the host decides.
 
-    On contact the card still waits for its second GENERATE AC: `resume` is the rest of the exchange, run with the
-    host's answer, or with None when there was no way to it. Contactless cards are done: `resume` is None.
+    On contact the card still waits for its second GENERATE AC: `resume` is the rest of the exchange, run once, with the
+    host's answer, or with None when there was no way to it. It ends in Approved, Declined or Torn; after an approval of
+    the host anything but Approved must be reversed. Contactless cards are done: `resume` is None.
     """
 
     card: CardRead

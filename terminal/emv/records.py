@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from terminal.emv import tags, tlv
 from terminal.emv.apdu import Command, Exchange, transceive
-from terminal.emv.tags import Source, Tag
+from terminal.emv.tags import DataObject, Source, Tag
 from terminal.emv.tlv import Node, TlvError
 
 RECORDS_MAX: Final = (
@@ -55,6 +55,12 @@ class CardObjects(dict[int, bytes]):
         """Raises `CardFault("missing_data")` unless all are there and not empty."""
         if not all(self.get(tag) for tag in wanted):
             raise CardFault("missing_data")
+
+    def check_lengths(self, wanted: Iterable[DataObject]) -> None:
+        """Raises `CardFault("parse_error")` if one of these is there with a length that it cannot have."""
+        for tag in wanted:
+            if tag in self and not tag.length_min <= len(self[tag]) <= tag.length_max:
+                raise CardFault("parse_error")
 
 
 class AflEntry(NamedTuple):

@@ -6,7 +6,7 @@ conversation itself is led by `entry_point`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,11 +39,12 @@ def select(name: bytes) -> Command:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """One application in the PPSE (Book B, 3.3.1)."""
+    """One application in a card's directory (Book 1, 12.2.3; Book B, 3.3.1)."""
 
     adf_name: bytes
     label: bytes = b""
     priority: int = 0  # 1 is best, 0 states none
+    confirm: bool = False  # contact: only if the cardholder agrees
     kernel_identifier: bytes = b""
     extended_selection: bytes = b""
 
@@ -83,15 +84,19 @@ def directory(fci: bytes) -> tuple[DirectoryEntry, ...]:
     for tag in (Tag.FCI_PROPRIETARY_TEMPLATE, Tag.FCI_ISSUER_DISCRETIONARY_DATA):
         node = node.find(tag) if node else None
     templates = [child for child in node.children if child.tag == Tag.APPLICATION_TEMPLATE] if node else []
-    return tuple(entry for entry in map(_entry, templates[:DIRECTORY_ENTRIES_MAX]) if entry.usable())
+    entries = (directory_entry(each.children) for each in templates[:DIRECTORY_ENTRIES_MAX])
+    return tuple(entry for entry in entries if entry.usable())
 
 
-def _entry(template: Node) -> DirectoryEntry:
-    values = {child.tag: child.value for child in reversed(template.children)}  # of a tag given twice the first counts
+def directory_entry(objects: Sequence[Node]) -> DirectoryEntry:
+    """What the data objects of a directory entry come to."""
+    values = {node.tag: node.value for node in reversed(objects)}  # of a tag given twice the first counts
+    indicator = int.from_bytes(values.get(Tag.PRIORITY_INDICATOR, b""), "big")
     return DirectoryEntry(
         adf_name=values.get(Tag.ADF_NAME, b""),
         label=values.get(Tag.APPLICATION_LABEL, b""),
-        priority=int.from_bytes(values.get(Tag.PRIORITY_INDICATOR, b""), "big") & 0x0F,
+        priority=indicator & 0x0F,
+        confirm=bool(indicator & 0x80),
         kernel_identifier=values.get(Tag.KERNEL_IDENTIFIER, b""),
         extended_selection=values.get(Tag.EXTENDED_SELECTION, b""),
     )

@@ -188,13 +188,57 @@ class Tag(DataObject):
     AUTHORISATION_RESPONSE_CODE = 0x8A, _AN, 2, 2, _ISSUER
     ISSUER_AUTHENTICATION_DATA = 0x91, _B, 8, 16, _ISSUER
     ISSUER_SCRIPT_IDENTIFIER = 0x9F18, _B, 4, 4, _ISSUER
+    ISSUER_SCRIPT_RESULTS = 0x9F5B, _B, 0, _ANY, _TERMINAL
+
+
+class ActionCode(DataObject):
+    """Terminal action codes. The books give them no tag; kernel 2's serve for contact, too (C-2, A.1)."""
+
+    DEFAULT = 0xDF8120, _B, 5, 5, _TERMINAL
+    DENIAL = 0xDF8121, _B, 5, 5, _TERMINAL
+    ONLINE = 0xDF8122, _B, 5, 5, _TERMINAL
+
+
+class Kernel2Tag(DataObject):
+    """What these tags mean to kernel 2 (Book C-2, Annex A)."""
+
+    TRACK_1_DATA = 0x56, _ANS, 0, 76, _CARD
+    OFFLINE_ACCUMULATOR_BALANCE = 0x9F50, _N, 6, 6, _CARD
+    DRDOL = 0x9F51, _B, 0, 250, _CARD
+    DS_SLOT_AVAILABILITY = 0x9F5F, _B, 1, 1, _CARD
+    DS_ODS_CARD = 0x9F54, _B, 0, 160, _CARD
+    DSDOL = 0x9F5B, _B, 0, 250, _CARD
+    DS_REQUESTED_OPERATOR_ID = 0x9F5C, _B, 8, 8, _TERMINAL
+    APPLICATION_CAPABILITIES = 0x9F5D, _B, 3, 3, _CARD
+    DS_ID = 0x9F5E, _N, 8, 11, _CARD
+    UDOL = 0x9F69, _B, 0, 250, _CARD
+    UNPREDICTABLE_NUMBER_NUMERIC = 0x9F6A, _N, 4, 4, _TERMINAL
+    TRACK_2_DATA = 0x9F6B, _B, 0, 19, _CARD
+    MAG_STRIPE_VERSION = 0x9F6D, _B, 2, 2, _TERMINAL
+    THIRD_PARTY_DATA = 0x9F6E, _B, 5, 32, _CARD
+    DS_SLOT_CONTROL = 0x9F6F, _B, 1, 1, _CARD
+    MERCHANT_CUSTOM_DATA = 0x9F7C, _B, 20, 20, _TERMINAL
+    DS_SUMMARY_1 = 0x9F7D, _B, 8, 16, _CARD
+    MOBILE_SUPPORT_INDICATOR = 0x9F7E, _B, 1, 1, _TERMINAL
+    DS_UNPREDICTABLE_NUMBER = 0x9F7F, _B, 4, 4, _CARD
+    POS_CARDHOLDER_INTERACTION = 0xDF4B, _B, 3, 3, _CARD
+    KERNEL_ID = 0xDF810C, _B, 1, 1, _TERMINAL
+    CARD_DATA_INPUT_CAPABILITY = 0xDF8117, _B, 1, 1, _TERMINAL
+    CVM_CAPABILITY_ABOVE_LIMIT = 0xDF8118, _B, 1, 1, _TERMINAL
+    CVM_CAPABILITY_BELOW_LIMIT = 0xDF8119, _B, 1, 1, _TERMINAL
+    KERNEL_CONFIGURATION = 0xDF811B, _B, 1, 1, _TERMINAL
+    SECURITY_CAPABILITY = 0xDF811F, _B, 1, 1, _TERMINAL
+    FLOOR_LIMIT = 0xDF8123, _N, 6, 6, _TERMINAL
+    TRANSACTION_LIMIT = 0xDF8124, _N, 6, 6, _TERMINAL  # without on-device cardholder verification
+    TRANSACTION_LIMIT_ON_DEVICE_CVM = 0xDF8125, _N, 6, 6, _TERMINAL
+    CVM_REQUIRED_LIMIT = 0xDF8126, _N, 6, 6, _TERMINAL
+    MESSAGE_HOLD_TIME = 0xDF812D, _N, 3, 3, _TERMINAL  # in 100 ms
 
 
 class Kernel3Tag(DataObject):
     """What these tags mean to kernel 3 (Book C-3, Annex A)."""
 
     APPLICATION_PROGRAM_IDENTIFIER = 0x9F5A, _B, 1, 16, _CARD
-    ISSUER_SCRIPT_RESULTS = 0x9F5B, _B, 0, _ANY, _TERMINAL
     AVAILABLE_OFFLINE_SPENDING_AMOUNT = 0x9F5D, _N, 6, 6, _CARD
     TTQ = 0x9F66, _B, 4, 4, _TERMINAL
     CARD_AUTHENTICATION_RELATED_DATA = 0x9F69, _B, 5, 16, _CARD
@@ -203,8 +247,11 @@ class Kernel3Tag(DataObject):
     CUSTOMER_EXCLUSIVE_DATA = 0x9F7C, _B, 0, 32, _CARD
 
 
-_COMMON: Final[dict[int, DataObject]] = {int(tag): tag for tag in Tag}
-_BY_KERNEL: Final[dict[int, dict[int, DataObject]]] = {3: {int(tag): tag for tag in Kernel3Tag}}
+_COMMON: Final[dict[int, DataObject]] = {int(tag): tag for table in (Tag, ActionCode) for tag in table}
+_BY_KERNEL: Final[dict[int, dict[int, DataObject]]] = {
+    2: {int(tag): tag for tag in Kernel2Tag},
+    3: {int(tag): tag for tag in Kernel3Tag},
+}
 
 
 def lookup(tag: int, kernel: int | None = None) -> DataObject | None:

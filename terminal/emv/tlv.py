@@ -107,6 +107,28 @@ def primitives(nodes: Iterable[Node]) -> Iterator[Node]:
             yield node
 
 
+def without(data: bytes, tag: int) -> bytes:
+    """`data` with the outermost data objects `tag` cut out and every other byte as it stood. Raises `TlvError`.
+
+    What is hashed must be hashed as it was sent: encoding it again would shorten a length that the sender did not.
+    """
+    kept, at = bytearray(), 0
+    while at < len(data):
+        start = at
+        if data[at] == 0:
+            kept.append(data[at])
+            at += 1
+            continue
+        found, at = read_tag(data, at)
+        length, at = _read_length(data, at)
+        at += length
+        if at > len(data):
+            raise TlvError("a data object is longer than the data that holds it")
+        if found != tag:
+            kept += data[start:at]
+    return bytes(kept)
+
+
 def _tag_bytes(tag: int) -> bytes:
     return tag.to_bytes(max(1, (tag.bit_length() + 7) // 8), "big")
 

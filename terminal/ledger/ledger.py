@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
@@ -66,7 +67,9 @@ _SLOTS_OF_EVENTS: Final = 64  # starts, stops and link reports while the journal
 
 _PENDING_MAX: Final = UNFLUSHED_MAX - 4  # a commit adds two records at most
 
+_RECENT: Final = 64  # sales among which the latest time is looked for: a clock that was wrong longer was noticed
 _NOTES_MAX: Final = 12  # of one kind within the time below: a flapping link must not fill the journal in days
+_NOTE_CHARS_MAX: Final = 300  # of one detail, so that a note fits into its record whatever somebody else's message says
 _NOTES_PER_MS: Final = 3_600_000
 
 OpenMedium: TypeAlias = Callable[[Path, int], Medium]
@@ -107,10 +110,13 @@ class Ledger:
         self._pending: list[Record] = []  # written to the journal, not yet applied to the database
         self._opened: dict[UUID, Transaction] = {}  # what OPEN records among them began
         self._shown: dict[UUID, str] = {}  # what SHOWN records among them say
+        self._latest_wall_ms: int | None = None
         self._noted: dict[str, list[int]] = {}
         self._left_out: dict[str, int] = {}
         self._overwritten: set[int] = set()  # payloads zeroed in the journal, not yet flushed
         self._at_risk = {transaction.id: transaction for transaction in store.at_risk()}
+        # When each came to be, on this boot's running clock: setting the wall clock makes no sale older or younger.
+        self._born_ms = {transaction.id: self._birth_ms(transaction) for transaction in self._at_risk.values()}
         self._next_number = store.last_number() + 1
         self._next_envelope = store.last_envelope_number() + 1
         self.epoch: Final = journal.epoch
@@ -212,7 +218,10 @@ class Ledger:
             self._append_unflushed(RecordType.OPEN, facts_of(transaction))
             self._next_number += 1
             self._opened[transaction.id] = transaction
+            if self._latest_wall_ms is not None:
+                self._latest_wall_ms = max(self._latest_wall_ms, transaction.opened_at_ms)
             self._at_risk[transaction.id] = transaction
+            self._born_ms[transaction.id] = self._clock.monotonic_ms()
             return transaction
 
     def commit_outcome(
@@ -340,6 +349,9 @@ class Ledger:
             self._noted[what] = [*written, now_ms]
             if left_out := self._left_out.pop(what, 0):
                 details["left_out"] = left_out
+            for name, value in details.items():
+                if isinstance(value, str):
+                    details[name] = value[:_NOTE_CHARS_MAX]
             self._append_unflushed(RecordType.EVENT, {"what": what, "details": details})
             return True
 
@@ -423,15 +435,27 @@ class Ledger:
         """What the merchant stands to lose, open sales included."""
         with self._held():
             some = [transaction for transaction in self._at_risk.values() if transaction.amount.currency == currency]
+            now_ms = self._clock.monotonic_ms()
         return Exposure(
             sum_minor=sum(transaction.amount.minor for transaction in some),
             count=len(some),
             oldest_wall_ms=min((transaction.opened_at_ms for transaction in some), default=None),
+            age_ms=max((now_ms - self._born_ms[transaction.id] for transaction in some), default=0),
         )
 
     def totals(self) -> list[Total]:
         with self._held():
             return self._store.totals()
+
+    @property
+    def latest_wall_ms(self) -> int:
+        """The latest moment at which a sale was opened, by whatever the clock said."""
+        with self._held():
+            if self._latest_wall_ms is None:
+                recent = self._store.transactions(_RECENT, sys.maxsize)
+                opened = [each.opened_at_ms for each in (*recent, *self._opened.values())]
+                self._latest_wall_ms = max(opened, default=0)
+            return self._latest_wall_ms
 
     @property
     def free_slots(self) -> int:
@@ -494,7 +518,15 @@ class Ledger:
             self._at_risk[transaction] = after
         else:
             self._at_risk.pop(transaction, None)
+            self._born_ms.pop(transaction, None)
         return after
+
+    def _birth_ms(self, transaction: Transaction) -> int:
+        """Of a sale from an earlier run: by the wall clock if that could be trusted then and now, else from now on."""
+        now_ms = self._clock.monotonic_ms()
+        if not (transaction.clock_synchronised and self._clock.synchronised()):
+            return now_ms
+        return now_ms - max(0, self._clock.wall_ms() - transaction.opened_at_ms)
 
     def _find(self, transaction: UUID) -> Transaction:
         found = self._opened.get(transaction) or self._store.transaction(transaction)

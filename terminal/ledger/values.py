@@ -158,6 +158,9 @@ class Exposure:
     sum_minor: int
     count: int
     oldest_wall_ms: int | None
+    age_ms: int = field(
+        default=0, compare=False
+    )  # of the oldest, by running time wherever the clock was not to be trusted
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What happens at the device, in order: wait for a sale, ask for the card, show how it ended.
 
-The flow owns the reader and the display and nothing else. It asks `terminal.payment` what became of a sale and shows
+The flow owns readers and panel and nothing else. It asks `terminal.payment` what became of a sale and shows
 what that says; a sale is shown only after its state is committed, and the showing itself is recorded.
 """
 
@@ -16,9 +16,11 @@ from drivers.interfaces import (
     CardChannel,
     CardCollision,
     CardLost,
-    CardReader,
+    Interface,
+    Key,
     ReaderFault,
     ReaderMissing,
+    Tone,
 )
 from terminal import VERSION
 from terminal.clock import Clock
@@ -29,25 +31,29 @@ from terminal.emv.outcome import (
     Declined,
     EndApplication,
     OnlineRequest,
+    Outcome,
     SelectNext,
     Torn,
     TryAgain,
     TryAnotherInterface,
     UiRequest,
 )
-from terminal.ledger.errors import IllegalTransition, LedgerError
+from terminal.ledger.errors import IllegalTransition, JournalFull, LedgerError
 from terminal.ledger.ledger import Ledger
 from terminal.ledger.states import State
 from terminal.ledger.values import ReversalReason, Transaction
 from terminal.link import Link
-from terminal.payment import Payments
+from terminal.money import AMOUNT_MINOR_MAX, Amount
+from terminal.payment import Payments, SaleRefused
 from terminal.ui import screens
 from terminal.ui.panel import Panel
+from terminal.ui.readers import Readers
 from terminal.ui.screens import Screen
 
 POLL_MS: Final = 200  # how long one look for a card lasts: the delay with which a cancellation is noticed
 IDLE_MS: Final = 1_000  # how often the idle screen is brought up to date
-REOPEN_MS: Final = 1_000  # between attempts to find a missing reader: soon enough for a person, no busy loop
+ENTRY_MS: Final = 30_000  # an amount that nobody finishes is forgotten
+REFUSAL_HOLD_MS: Final = 2_000
 ATTEMPTS_MAX: Final = 20  # card presentations in one sale: a card that never works ends the sale, not the day
 
 Result: TypeAlias = screens.Approved | screens.AcceptedOffline | screens.Declined | screens.Error
@@ -56,13 +62,13 @@ _log = logging.getLogger(__name__)
 
 
 class Flow:
-    """The device's main loop. `run` returns when `stopping` says so. Owns the reader, shows on the panel."""
+    """The device's main loop. `run` returns when `stopping` says so."""
 
     def __init__(
         self,
         *,
         config: Config,
-        reader: CardReader,
+        readers: Readers,
         panel: Panel,
         ledger: Ledger,
         payments: Payments,
@@ -73,7 +79,7 @@ class Flow:
         alive: Callable[[], None],
     ) -> None:
         self._config = config
-        self._reader = reader
+        self._readers = readers
         self._panel = panel
         self._ledger = ledger
         self._payments = payments
@@ -82,29 +88,78 @@ class Flow:
         self._clock = clock
         self._stopping = stopping
         self._alive = alive
-        self._reader_fault: ReaderFault | None = None
-        self._reader_due_ms = 0
 
     def run(self) -> None:
         """Until stopped: unfinished business of the last run first, then sale after sale."""
         self._panel.show(screens.Start(VERSION))
-        self._reader_ready()
+        self._readers.look_after()
         self._attend_unshown()
         while not self._stopping():
             self._alive()
-            self._reader_ready()
+            self._readers.look_after()
             self._panel.show(self._idle_screen())
-            if (transaction := self._desk.take(IDLE_MS)) is None:
-                self._ledger.flush()  # what needs no flush of its own (SHOWN, events) gets one while nobody waits
-                continue
-            try:
+            match self._desk.take(IDLE_MS):
+                case None:
+                    self._ledger.flush()  # what needs no flush of its own (SHOWN, events) gets one while nobody waits
+                case Key() as key:
+                    self._enter_amount(key)
+                case transaction:
+                    self._serve(transaction)
+
+    def _serve(self, transaction: Transaction) -> None:
+        """Take one sale to its end, whatever that is; the device is free afterwards."""
+        try:
+            # A register that repeats itself may have laid a copy of a sale that has ended meanwhile.
+            if self._ledger.transaction(transaction.id).state is State.OPENED:
                 self._sale(transaction)
-            except LedgerError as error:
-                _log.error("sale %s: %s", transaction.id, error)
-                self._panel.show(screens.Error("ledger"))
-                self._clock.sleep_ms(self._config.sale.result_hold_ms)
-            finally:
-                self._desk.done()
+        except LedgerError as error:
+            _log.error("sale %s: %s", transaction.id, error)
+            self._panel.show(screens.Error("ledger"))
+            self._clock.sleep_ms(self._config.sale.result_hold_ms)
+        finally:
+            self._desk.done()
+
+    def _enter_amount(self, key: Key) -> None:
+        """Digits from the right, as minor units; clear takes one back, cancel all, enter begins the sale."""
+        minor = 0
+        event: Key | Transaction | None = key
+        while isinstance(event, Key):
+            self._panel.sound(Tone.CLICK)
+            match event:
+                case Key.ENTER if minor:
+                    self._begin(Amount(minor, self._config.currency))
+                    return
+                case Key.CLEAR:
+                    minor //= 10
+                case Key.CANCEL:
+                    return
+                case _ if event.value.isdigit() and minor <= AMOUNT_MINOR_MAX // 10:
+                    minor = min(minor * 10 + int(event.value), AMOUNT_MINOR_MAX)
+                case _:
+                    pass
+            self._alive()
+            self._panel.show(screens.EnterAmount(Amount(minor, self._config.currency)))
+            event = self._desk.take(ENTRY_MS)
+        if event is not None:
+            self._serve(event)  # a register was quicker than the fingers
+
+    def _begin(self, amount: Amount) -> None:
+        """A sale that was typed here."""
+        try:
+            transaction = self._payments.begin(amount, None)
+        except SaleRefused as refused:
+            _log.warning("%s", refused)
+            self._panel.show(screens.Error(refused.code))
+        except JournalFull as full:
+            _log.error("%s", full)
+            self._panel.show(screens.Error("journal_full"))
+        else:
+            if self._desk.begin(transaction):
+                self._serve(transaction)
+            else:
+                self._payments.void(transaction, "cancelled")
+            return
+        self._clock.sleep_ms(REFUSAL_HOLD_MS)
 
     def _sale(self, transaction: Transaction) -> None:
         deadline_ms = self._clock.monotonic_ms() + self._config.sale.card_timeout_ms
@@ -114,85 +169,100 @@ class Flow:
                 reason = "cancelled" if self._desk.cancelled else "no_card"
                 self._payments.void(transaction, reason)
                 return
-            outcome = self._read(transaction, channel)
-            if outcome is not None:
-                self._finish(transaction, outcome)
+            if self._present(transaction, channel):
                 return
         self._payments.void(transaction, "no_usable_card")
 
     def _card(self, transaction: Transaction, deadline_ms: int) -> CardChannel | None:
         """Ask for a card until there is one, the time is up, or somebody cancels."""
-        prompt: Screen = screens.PresentCard(transaction.amount)
+        again: Screen | None = None
         while self._clock.monotonic_ms() < deadline_ms and not self._desk.cancelled and not self._stopping():
             self._alive()
-            if not self._reader_ready():
-                self._panel.show(_reader_screen(self._reader_fault))
+            if not self._readers.look_after():
+                self._panel.show(_reader_screen(self._readers.fault))
                 self._clock.sleep_ms(POLL_MS)
                 continue
-            self._panel.show(prompt)
+            self._panel.show(again or screens.PresentCard(transaction.amount, contact=self._readers.contact))
             try:
-                channel = self._reader.wait_for_card(POLL_MS)
+                channel = self._readers.wait_for_card(POLL_MS)
             except CardCollision:
                 self._panel.show(screens.OneCardOnly())
                 self._wait_for_removal()
             except CardLost:
-                prompt = screens.TryAgain(transaction.amount, "card_lost")
-            except ReaderFault as fault:
-                self._lose_reader(fault)
+                again = screens.TryAgain(transaction.amount, "card_lost")
             else:
                 if channel is not None:
                     return channel
         return None
 
-    def _read(self, transaction: Transaction, channel: CardChannel) -> Approved | Declined | OnlineRequest | None:
-        """One presentation. None when it decided nothing and the card is to be presented again."""
+    def _present(self, transaction: Transaction, channel: CardChannel) -> bool:
+        """One presentation. False when it decided nothing and a card is to be presented again."""
         self._panel.show(screens.Reading(transaction.amount))
         try:
-            outcome = self._payments.read(transaction, channel, self._notify)
+            outcome = self._read(transaction, channel)
+            match outcome:
+                case Approved() | Declined() | OnlineRequest():
+                    if channel.interface is Interface.CONTACTLESS:
+                        channel.close()  # it has said all that it will; the customer may take it away
+                    self._finish(transaction, self._decide(transaction, outcome, channel))
+                    return True
+                case None:
+                    return False
+                case TryAgain(reason=reason, ui=ui) | Torn(reason=reason, ui=ui):
+                    channel.close()
+                    self._panel.show(screens.TryAgain(transaction.amount, reason))
+                    self._clock.sleep_ms(ui.hold_ms)  # field off meanwhile: a phone needs the time
+                case TryAnotherInterface(reason=reason) | EndApplication(reason=reason) | SelectNext(reason=reason):
+                    channel.close()
+                    _log.info("sale %s: card not usable: %s", transaction.id, reason)
+                    self._panel.show(screens.UseOtherCard(transaction.amount))
+        finally:
+            channel.close()
+        self._wait_for_removal()
+        return False
+
+    def _read(self, transaction: Transaction, channel: CardChannel) -> Outcome | None:
+        """None when the reader broke, which says nothing of the card."""
+        try:
+            return self._payments.read(transaction, channel, self._notify)
         except ReaderFault as fault:
-            self._lose_reader(fault)
+            self._readers.lost(channel.interface, fault)
+            self._panel.show(_reader_screen(fault))
             return None
         except CardLost as lost:
             _log.info("sale %s: %s", transaction.id, lost)
-            outcome = TryAgain("card_lost")
-        finally:
-            channel.close()
-        match outcome:
-            case Approved() | Declined() | OnlineRequest():
-                return outcome
-            case TryAgain(reason=reason, ui=ui) | Torn(reason=reason, ui=ui):
-                self._panel.show(screens.TryAgain(transaction.amount, reason))
-                self._clock.sleep_ms(ui.hold_ms)  # field off meanwhile: a phone needs the time
-            case TryAnotherInterface(reason=reason) | EndApplication(reason=reason) | SelectNext(reason=reason):
-                _log.info("sale %s: card not usable: %s", transaction.id, reason)
-                self._panel.show(screens.UseOtherCard(transaction.amount))
-        self._wait_for_removal()
-        return None
+            return TryAgain("card_lost")
 
-    def _finish(self, transaction: Transaction, outcome: Approved | Declined | OnlineRequest) -> None:
+    def _decide(
+        self, transaction: Transaction, outcome: Approved | Declined | OnlineRequest, channel: CardChannel
+    ) -> Transaction:
         if isinstance(outcome, OnlineRequest):
             self._panel.show(screens.Authorising(transaction.amount))
-        decided = self._payments.decide(transaction, outcome)
+        return self._payments.decide(transaction, outcome, channel)
+
+    def _finish(self, transaction: Transaction, decided: Transaction) -> None:
         result = result_screen(decided)
         if self._panel.show(result):
             self._ledger.mark_shown(decided.id, decided.state.value)
         self._desk.decided()
         _log.info("sale %s: %s", decided.id, decided.state.value)
         self._clock.sleep_ms(self._config.sale.result_hold_ms)
-        if not self._removed():
+        if not self._readers.wait_for_removal(0):
             self._panel.show(screens.RemoveCard(None if isinstance(result, screens.Error) else result))
-            self._wait_for_removal()
+        self._wait_for_removal()
 
     def _attend_unshown(self) -> None:
         """Sales that stood when the power went but were never shown: a person says keep or void before the next one."""
         for transaction in self._ledger.unshown():
             keep: bool | None = None
             while keep is None and not self._stopping():
+                if transaction.id not in {each.id for each in self._ledger.unshown()}:
+                    break  # the host has declined it meanwhile: there is nothing left to decide
                 self._alive()
                 self._panel.show(screens.KeepOrVoid(transaction.amount))
                 keep = self._desk.verdict(transaction.id, IDLE_MS)
             if keep is None:
-                return
+                continue
             self._ledger.note("kept" if keep else "voided", transaction=str(transaction.id))
             if not keep:
                 with contextlib.suppress(IllegalTransition):  # the host has declined it meanwhile: nothing to take back
@@ -200,8 +270,8 @@ class Flow:
             self._ledger.mark_shown(transaction.id, "kept" if keep else "voided")
 
     def _idle_screen(self) -> Screen:
-        if self._reader_fault is not None:
-            return _reader_screen(self._reader_fault)
+        if (fault := self._readers.fault) is not None:
+            return _reader_screen(fault)
         unsent = self._ledger.unsent()
         now_ms = self._clock.wall_ms()
         clock = (
@@ -222,50 +292,13 @@ class Flow:
         """The kernel's own requests in the middle of a reading. Nothing of them needs a screen besides "reading"."""
         _log.debug("kernel: message %02X status %d", request.message, request.status)
 
-    def _reader_ready(self) -> bool:
-        """True when the reader works; tries to take it up again now and then when it does not."""
-        if self._reader_fault is None and self._reader_due_ms:
-            return True
-        if self._clock.monotonic_ms() < self._reader_due_ms:
-            return False
-        self._reader_due_ms = self._clock.monotonic_ms() + REOPEN_MS
-        try:
-            self._reader.open()
-        except ReaderFault as fault:
-            if str(fault) != str(self._reader_fault):
-                _log.error("%s", fault)
-            self._reader_fault = fault
-            return False
-        if self._reader_fault is not None:
-            self._ledger.note("reader_found", reader=self._reader.name)
-        self._reader_fault = None
-        _log.info("reader ready: %s", self._reader.name)
-        return True
-
-    def _lose_reader(self, fault: ReaderFault) -> None:
-        _log.error("%s", fault)
-        self._ledger.note("reader_lost", reader=self._reader.name, reason=str(fault))
-        self._reader.close()
-        self._reader_fault = fault
-        self._reader_due_ms = self._clock.monotonic_ms()
-        self._panel.show(_reader_screen(fault))
-
-    def _removed(self) -> bool:
-        try:
-            return self._reader.wait_for_removal(0)
-        except ReaderFault as fault:
-            self._lose_reader(fault)
-            return True
-
     def _wait_for_removal(self) -> None:
         deadline_ms = self._clock.monotonic_ms() + self._config.sale.card_timeout_ms
         while self._clock.monotonic_ms() < deadline_ms and not self._stopping():
             self._alive()
-            try:
-                if self._reader.wait_for_removal(POLL_MS):
-                    return
-            except ReaderFault as fault:
-                self._lose_reader(fault)
+            if self._readers.wait_for_removal(POLL_MS):
+                if (fault := self._readers.fault) is not None:
+                    self._panel.show(_reader_screen(fault))
                 return
 
 

@@ -4,26 +4,24 @@ The card runs on its own: it knows nothing of readers, blocks or fields, which a
 kernel it is going to meet. It answers every byte string with a status word, never with an exception, and keeps its
 transaction counter for as long as the object lives (`VisaCard.profile` is the card to store again).
 
-`VARIANTS` are the cards that a terminal must cope with: broken, blocked, declining, and an emulator, which has copied
-everything a reader can read but holds none of the keys.
+Cards that a terminal must cope with are made by `hwsim.cards.variants`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from enum import Enum, IntEnum, auto
-from typing import Final, NamedTuple, TypeAlias
+from enum import Enum, auto
+from typing import Final, NamedTuple
 
+from hwsim.cards.apdu import Command, Refused, StatusWord, parse
 from hwsim.cards.bertlv import decode_dol, encode
-from hwsim.cards.cryptogram import (
-    KEY_BYTES,
-    CryptogramType,
-    application_cryptogram,
-    issuer_application_data,
-    odd_parity,
-)
-from hwsim.cards.personalise import AIP_NO_ODA, FORM_FACTOR, PDOL, CardProfile, Entropy, Standing
+from hwsim.cards.bureau import Entropy
+from hwsim.cards.chip import Chip
+from hwsim.cards.cryptogram import CryptogramType, issuer_application_data
+from hwsim.cards.profile import CardProfile, Standing
+from hwsim.cards.variants import VARIANTS
+
+__all__ = ["VARIANTS", "VisaCard"]
 
 PPSE: Final = b"2PAY.SYS.DDF01"
 KERNEL_ID: Final = b"\x03"
@@ -33,25 +31,9 @@ AFL_WITHOUT_ODA: Final = bytes.fromhex("0801010018010100")
 AFL_WITH_ODA: Final = bytes.fromhex("080101001001020018010201")  # record 1 of file 3 is under the ICC certificate
 DYNAMIC_RECORD: Final = (3, 2)  # 9F69, and 9F4B where it does not fit into the response to GET PROCESSING OPTIONS
 
-ATC_MAX: Final = 0xFFFF  # a card at its last transaction counter never pays again
+FORM_FACTOR: Final = bytes.fromhex("20700000")  # a plain contactless card
 SDAD_IN_GPO_BYTES_MAX: Final = 128  # a longer one would push the response over 256 bytes
 REFUND: Final = b"\x20"
-
-
-class StatusWord(IntEnum):
-    """SW1 SW2 (ISO/IEC 7816-4, 5.6), as far as this card uses them."""
-
-    OK = 0x9000
-    SELECTED_BLOCKED = 0x6283
-    WRONG_LENGTH = 0x6700
-    TRY_ANOTHER_INTERFACE = 0x6984
-    CONDITIONS_NOT_SATISFIED = 0x6985
-    WRONG_DATA = 0x6A80
-    NOT_FOUND = 0x6A82
-    RECORD_NOT_FOUND = 0x6A83
-    WRONG_PARAMETERS = 0x6A86
-    WRONG_INSTRUCTION = 0x6D00
-    WRONG_CLASS = 0x6E00
 
 
 class State(Enum):
@@ -82,22 +64,6 @@ _NEXT: Final[Mapping[tuple[State, Step], State]] = {
 }
 
 
-class _Refused(Exception):
-    """The command ends here with this status word; state and counter stay as they are."""
-
-    def __init__(self, sw: int) -> None:
-        super().__init__(f"{sw:04X}")
-        self.sw = sw
-
-
-class _Command(NamedTuple):
-    cla: int
-    ins: int
-    p1: int
-    p2: int
-    data: bytes
-
-
 class _Answer(NamedTuple):
     data: bytes
     step: Step
@@ -112,13 +78,11 @@ class _Choice(NamedTuple):
 class VisaCard:
     """One card. It is activated with `reset` and then asked with `apdu`."""
 
-    def __init__(self, profile: CardProfile, entropy: Entropy) -> None:
-        self._profile = profile
-        self._entropy = entropy
-        self._atc = profile.atc
+    def __init__(self, profile: CardProfile | Chip, entropy: Entropy) -> None:
+        self._chip = profile if isinstance(profile, Chip) else Chip(profile, entropy)
         self._state = State.IDLE
         self._records: dict[tuple[int, int], bytes] = {}
-        self._handlers: Mapping[tuple[int, int], Callable[[_Command], _Answer]] = {
+        self._handlers: Mapping[tuple[int, int], Callable[[Command], _Answer]] = {
             (0x00, 0xA4): self._select,
             (0x80, 0xA8): self._get_processing_options,
             (0x00, 0xB2): self._read_record,
@@ -127,7 +91,7 @@ class VisaCard:
     @property
     def profile(self) -> CardProfile:
         """The card as it is now, transaction counter included."""
-        return replace(self._profile, atc=self._atc)
+        return self._chip.profile
 
     def reset(self) -> None:
         """The card enters the field: nothing is selected any more."""
@@ -137,35 +101,35 @@ class VisaCard:
     def apdu(self, command: bytes) -> bytes:
         """Answer one command APDU. Whatever the bytes are, the response ends in a status word."""
         try:
-            parsed = _parse(command)
+            parsed = parse(command)
             handler = self._handlers.get((parsed.cla, parsed.ins))
             if handler is None:
                 known_class = any(parsed.cla == cla for cla, _ in self._handlers)
-                raise _Refused(StatusWord.WRONG_INSTRUCTION if known_class else StatusWord.WRONG_CLASS)
+                raise Refused(StatusWord.WRONG_INSTRUCTION if known_class else StatusWord.WRONG_CLASS)
             answer = handler(parsed)
-        except _Refused as refusal:
+        except Refused as refusal:
             return refusal.sw.to_bytes(2, "big")
         self._state = _NEXT[self._state, answer.step]
         return answer.data + answer.sw.to_bytes(2, "big")
 
     def _require(self, step: Step) -> None:
         if (self._state, step) not in _NEXT:
-            raise _Refused(StatusWord.CONDITIONS_NOT_SATISFIED)
+            raise Refused(StatusWord.CONDITIONS_NOT_SATISFIED)
 
-    def _select(self, command: _Command) -> _Answer:
+    def _select(self, command: Command) -> _Answer:
         """SELECT by name: the directory of contactless applications, or the application (EMV 4.4 Book 1, 11.3)."""
         if command.p1 != 0x04 or command.p2 not in (0x00, 0x02):
-            raise _Refused(StatusWord.WRONG_PARAMETERS)
+            raise Refused(StatusWord.WRONG_PARAMETERS)
         if not command.data:
-            raise _Refused(StatusWord.WRONG_LENGTH)
-        profile = self._profile
+            raise Refused(StatusWord.WRONG_LENGTH)
+        profile = self.profile
         # There is one application: "next occurrence" (P2 = 02) finds nothing after it.
         if profile.standing is Standing.ABSENT or command.p2 == 0x02:
-            raise _Refused(StatusWord.NOT_FOUND)
+            raise Refused(StatusWord.NOT_FOUND)
         if command.data == PPSE:
             return _Answer(self._directory(), Step.SELECT_DIRECTORY)
         if len(command.data) < AID_BYTES_MIN or not profile.aid.startswith(command.data):
-            raise _Refused(StatusWord.NOT_FOUND)
+            raise Refused(StatusWord.NOT_FOUND)
         self._records = {}
         if profile.standing is Standing.BLOCKED:
             return _Answer(self._application(), Step.SELECT_BLOCKED, StatusWord.SELECTED_BLOCKED)
@@ -174,8 +138,8 @@ class VisaCard:
     def _directory(self) -> bytes:
         entry = encode(
             0x61,
-            encode(0x4F, self._profile.aid),
-            encode(0x50, self._profile.label.encode("ascii")),
+            encode(0x4F, self.profile.aid),
+            encode(0x50, self.profile.label.encode("ascii")),
             encode(0x87, b"\x01"),
             encode(0x9F2A, KERNEL_ID),
         )
@@ -184,36 +148,29 @@ class VisaCard:
     def _application(self) -> bytes:
         proprietary = encode(
             0xA5,
-            encode(0x50, self._profile.label.encode("ascii")),
+            encode(0x50, self.profile.label.encode("ascii")),
             encode(0x87, b"\x01"),
-            encode(0x9F38, PDOL),
-            encode(0x5F2D, b"en"),
+            encode(0x9F38, self.profile.contactless.pdol),
+            encode(0x5F2D, self.profile.language.encode("ascii")),
         )
-        return encode(0x6F, encode(0x84, self._profile.aid), proprietary)
+        return encode(0x6F, encode(0x84, self.profile.aid), proprietary)
 
-    def _get_processing_options(self, command: _Command) -> _Answer:
+    def _get_processing_options(self, command: Command) -> _Answer:
         """GET PROCESSING OPTIONS: take the terminal's data, decide, sign (EMV Contactless Book C-3)."""
         self._require(Step.INITIATE)
         if (command.p1, command.p2) != (0x00, 0x00):
-            raise _Refused(StatusWord.WRONG_PARAMETERS)
-        terminal = _terminal_data(command.data)
-        choice = _decide(self._profile, terminal)
-        if self._atc >= ATC_MAX:
-            raise _Refused(StatusWord.CONDITIONS_NOT_SATISFIED)
-        self._atc += 1
+            raise Refused(StatusWord.WRONG_PARAMETERS)
+        terminal = _terminal_data(self.profile.contactless.pdol, command.data)
+        choice = _decide(self.profile, terminal)
+        self._chip.count()
         return _Answer(self._sign(terminal, choice), Step.INITIATE)
 
     def _sign(self, terminal: Mapping[int, bytes], choice: _Choice) -> bytes:
         """Everything that changes with the transaction; lays out the records on the way."""
-        profile = self._profile
-        atc = self._atc.to_bytes(2, "big")
+        profile = self.profile
+        atc = self._chip.atc
         iad = issuer_application_data(profile.cvn, profile.dki, choice.kind)
-        if profile.card_key is None:
-            cryptogram = self._entropy(8)
-        else:
-            cryptogram = application_cryptogram(
-                profile.card_key, {**terminal, 0x82: profile.aip, 0x9F36: atc, 0x9F10: iad}
-            )
+        cryptogram = self._chip.cryptogram({**terminal, 0x82: profile.aip, 0x9F36: atc, 0x9F10: iad})
         body = [
             encode(0x82, profile.aip),
             encode(0x57, profile.track2),
@@ -228,7 +185,7 @@ class VisaCard:
         self._records = {(record.sfi, record.number): record.data for record in profile.records}
         if _offers_authentication(profile, terminal, choice.kind):
             # Version, card's unpredictable number, and the CTQ once more: this copy is the signed one.
-            card_data = b"\x01" + self._entropy(4) + choice.ctq
+            card_data = b"\x01" + self._chip.entropy(4) + choice.ctq
             signature = encode(0x9F4B, self._signed_dynamic_data(atc, terminal, card_data))
             body.append(encode(0x94, AFL_WITH_ODA))
             if profile.sdad_size_bytes <= SDAD_IN_GPO_BYTES_MAX:
@@ -241,51 +198,33 @@ class VisaCard:
 
     def _signed_dynamic_data(self, atc: bytes, terminal: Mapping[int, bytes], card_data: bytes) -> bytes:
         """The fDDA signature: the ATC inside, both sides' data under the hash (EMV Contactless Book C-3, Annex C)."""
-        key = self._profile.icc_key
-        if key is None:
-            return self._entropy(self._profile.sdad_size_bytes)
         dynamic = bytes((len(atc),)) + atc
-        head = bytes((0x05, 0x01, len(dynamic))) + dynamic
-        body = head + b"\xbb" * (key.room_bytes - len(head))
-        return key.sign(body, terminal[0x9F37], terminal[0x9F02], terminal[0x5F2A], card_data)
+        return self._chip.signed_dynamic_data(dynamic, terminal[0x9F37], terminal[0x9F02], terminal[0x5F2A], card_data)
 
-    def _read_record(self, command: _Command) -> _Answer:
+    def _read_record(self, command: Command) -> _Answer:
         """READ RECORD, one record by number (EMV 4.4 Book 3, 6.5.11)."""
         self._require(Step.READ)
         if command.data:
-            raise _Refused(StatusWord.WRONG_LENGTH)
+            raise Refused(StatusWord.WRONG_LENGTH)
         sfi, mode = command.p2 >> 3, command.p2 & 0x07
         if mode != 0x04 or command.p1 == 0:
-            raise _Refused(StatusWord.WRONG_PARAMETERS)
+            raise Refused(StatusWord.WRONG_PARAMETERS)
         if all(sfi != file for file, _ in self._records):
-            raise _Refused(StatusWord.NOT_FOUND)
+            raise Refused(StatusWord.NOT_FOUND)
         record = self._records.get((sfi, command.p1))
         if record is None:
-            raise _Refused(StatusWord.RECORD_NOT_FOUND)
+            raise Refused(StatusWord.RECORD_NOT_FOUND)
         return _Answer(record, Step.READ)
 
 
-def _parse(command: bytes) -> _Command:
-    """The four short cases of ISO/IEC 7816-4, 5.1. Contactless EMV has no extended length, and Le is always 00."""
-    if len(command) < 4:
-        raise _Refused(StatusWord.WRONG_LENGTH)
-    cla, ins, p1, p2, *body = command
-    if body in ([], [0x00]):
-        return _Command(cla, ins, p1, p2, b"")
-    size, rest = body[0], bytes(body[1:])
-    if size == 0 or len(rest) < size or rest[size:] not in (b"", b"\x00"):
-        raise _Refused(StatusWord.WRONG_LENGTH)
-    return _Command(cla, ins, p1, p2, rest[:size])
-
-
-def _terminal_data(data: bytes) -> dict[int, bytes]:
+def _terminal_data(pdol: bytes, data: bytes) -> dict[int, bytes]:
     """What the PDOL asked for, by tag."""
     if not data.startswith(b"\x83"):
-        raise _Refused(StatusWord.WRONG_DATA)
-    entries = decode_dol(PDOL)
+        raise Refused(StatusWord.WRONG_DATA)
+    entries = decode_dol(pdol)
     size = sum(length for _, length in entries)
     if len(data) != 2 + size or data[1] != size:
-        raise _Refused(StatusWord.WRONG_LENGTH)
+        raise Refused(StatusWord.WRONG_LENGTH)
     values: dict[int, bytes] = {}
     rest = data[2:]
     for tag, length in entries:
@@ -300,10 +239,10 @@ def _decide(profile: CardProfile, terminal: Mapping[int, bytes]) -> _Choice:
     online_pin, signature = ttq[0] & 0x04, ttq[0] & 0x02
     online_wanted, cvm_required = ttq[1] & 0x80, ttq[1] & 0x40
     if not emv_mode:
-        raise _Refused(StatusWord.CONDITIONS_NOT_SATISFIED)
+        raise Refused(StatusWord.CONDITIONS_NOT_SATISFIED)
     amount, currency = terminal[0x9F02].hex(), terminal[0x5F2A].hex()
     if not (amount.isdecimal() and currency.isdecimal()):
-        raise _Refused(StatusWord.WRONG_DATA)
+        raise Refused(StatusWord.WRONG_DATA)
     # A refund takes nothing from the cardholder: the card gives its data and no consent.
     if profile.declines or terminal[0x9C] == REFUND:
         return _Choice(CryptogramType.AAC, profile.ctq)
@@ -317,7 +256,7 @@ def _decide(profile: CardProfile, terminal: Mapping[int, bytes]) -> _Choice:
         elif signature:
             ctq = bytes((ctq[0] | 0x40, ctq[1]))
         elif contact:
-            raise _Refused(StatusWord.TRY_ANOTHER_INTERFACE)
+            raise Refused(StatusWord.TRY_ANOTHER_INTERFACE)
         else:
             return _Choice(CryptogramType.AAC, ctq)
     if not go_online:
@@ -336,48 +275,3 @@ def _offers_authentication(profile: CardProfile, terminal: Mapping[int, bytes], 
             return bool(terminal[0x9F66][0] & 0x01)
         case CryptogramType.AAC:
             return False
-
-
-def without_fdda(profile: CardProfile, _entropy: Entropy) -> CardProfile:
-    """An online-only card: no certificates, every purchase asks the issuer."""
-    kept = tuple(record for record in profile.records if record.sfi != 2)
-    return replace(profile, aip=AIP_NO_ODA, records=kept, icc_key=None, offline_limit_minor=0)
-
-
-def with_broken_certificate(profile: CardProfile, _entropy: Entropy) -> CardProfile:
-    """One bit of the ICC certificate is wrong: nothing that the card signs can be trusted."""
-    records = tuple(
-        replace(record, data=_flip(record.data)) if (record.sfi, record.number) == (2, 2) else record
-        for record in profile.records
-    )
-    return replace(profile, records=records)
-
-
-def with_wrong_key(profile: CardProfile, entropy: Entropy) -> CardProfile:
-    """The cryptogram is made with another key than the issuer's: only the issuer can tell."""
-    return replace(profile, card_key=odd_parity(entropy(KEY_BYTES)))
-
-
-def emulator(profile: CardProfile, _entropy: Entropy) -> CardProfile:
-    """What anyone can build who has read the card once: true certificates, random cryptogram, random signature."""
-    return replace(profile, card_key=None, icc_key=None)
-
-
-Variant: TypeAlias = Callable[[CardProfile, Entropy], CardProfile]
-
-VARIANTS: Final[Mapping[str, Variant]] = {
-    "normal": lambda profile, _entropy: profile,
-    "no-fdda": without_fdda,
-    "declines": lambda profile, _entropy: replace(profile, declines=True),
-    "broken-certificate": with_broken_certificate,
-    "wrong-key": with_wrong_key,
-    "blocked": lambda profile, _entropy: replace(profile, standing=Standing.BLOCKED),
-    "not-supported": lambda profile, _entropy: replace(profile, standing=Standing.ABSENT),
-    "emulator": emulator,
-}
-"""Cards to present, by name, made from an ordinary profile. An expired card is personalised so: its date is signed."""
-
-
-def _flip(record: bytes) -> bytes:
-    middle = len(record) // 2  # well inside the certificate, which is most of its record
-    return record[:middle] + bytes((record[middle] ^ 0x01,)) + record[middle + 1 :]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hwsim.cards.bertlv import encode
-from hwsim.cards.personalise import Pan
+from hwsim.cards.profile import Pan
 from hwsim.host.messages import Authorisation
 from hwsim.issuer import Issuer, Request, read_request
 
@@ -35,7 +35,7 @@ class Decision:
     approved: bool
     reason: str | None
     authorisation_code: str | None = None
-    issuer_data: bytes = b""
+    issuer_data: bytes = b""  # tags 8A, 91, 71, 72: for the card, while it waits
     pan: Pan | None = None
 
 
@@ -53,6 +53,7 @@ def decide(envelope: Authorisation, record: bytes, issuer: Issuer) -> Decision:
     issuer_data = encode(0x8A, answer.response_code.encode("ascii"))
     if answer.issuer_authentication_data:
         issuer_data += encode(0x91, answer.issuer_authentication_data)
+    issuer_data += answer.scripts
     return Decision(
         approved=answer.approved,
         reason=None if answer.approved else answer.text.replace(" ", "_"),

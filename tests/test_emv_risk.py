@@ -1,0 +1,183 @@
+"""Terminal risk management (Book 3, 10.6) and terminal action analysis (10.7)."""
+
+from __future__ import annotations
+
+import pytest
+
+from terminal.emv import decision, risk
+from terminal.emv.configuration import ConfigurationError, RandomSelection
+from terminal.emv.decision import ActionCodes, AcType, Reach
+from terminal.emv.results import Aip, Tsi, Tvr
+from terminal.emv.tags import ActionCode, Tag
+
+LOWER, UPPER, NEW = Tvr.LOWER_OFFLINE_LIMIT_EXCEEDED, Tvr.UPPER_OFFLINE_LIMIT_EXCEEDED, Tvr.NEW_CARD
+
+
+# 10.6.1: floor limit
+
+
+@pytest.mark.parametrize(
+    ("amount", "earlier", "exceeded"),
+    [(4999, 0, False), (5000, 0, True), (5001, 0, True), (2500, 2499, False), (2500, 2500, True), (0, 5000, True)],
+)
+def test_floor_limit(amount: int, earlier: int, exceeded: bool) -> None:
+    assert risk.floor_limit(amount, earlier, 5000) == (Tvr.FLOOR_LIMIT_EXCEEDED if exceeded else Tvr.NONE)
+
+
+def test_a_floor_limit_of_zero_is_always_reached() -> None:
+    assert risk.floor_limit(0, 0, 0) == Tvr.FLOOR_LIMIT_EXCEEDED
+
+
+# 10.6.2: random transaction selection
+
+SELECTION = RandomSelection(threshold=2000, target_percent=20, max_target_percent=80)
+
+
+@pytest.mark.parametrize(
+    ("amount", "percent"),
+    [(0, 20), (1999, 20), (2000, 20), (2050, 21), (2099, 21), (3500, 50), (4950, 79), (4999, 79)],
+)
+def test_random_selection(amount: int, percent: int) -> None:
+    """The chance rises in a straight line from 20 percent at 20.00 to 80 percent at the floor limit of 50.00."""
+    hits = [number for number in range(1, 100) if risk.random_selection(amount, 5000, SELECTION, number)]
+    assert hits == list(range(1, percent + 1))
+
+
+def test_no_target_selects_nothing() -> None:
+    never = RandomSelection(threshold=0, target_percent=0, max_target_percent=0)
+    assert not any(risk.random_selection(amount, 5000, never, 1) for amount in range(0, 5000, 100))
+
+
+@pytest.mark.parametrize("values", [(0, 50, 20), (0, -1, 20), (0, 20, 100), (-1, 0, 0)])
+def test_a_selection_that_cannot_be(values: tuple[int, int, int]) -> None:
+    with pytest.raises(ConfigurationError, match="random selection"):
+        RandomSelection(*values)
+
+
+# 10.6.3: velocity checking
+
+
+@pytest.mark.parametrize(
+    ("atc", "last_online", "found"),
+    [
+        (10, 8, Tvr.NONE),  # limits are 2 and 4
+        (11, 8, LOWER),
+        (12, 8, LOWER),
+        (13, 8, LOWER | UPPER),
+        (8, 8, LOWER | UPPER),
+        (7, 8, LOWER | UPPER),
+        (None, 8, LOWER | UPPER),
+        (10, None, LOWER | UPPER),
+        (None, None, LOWER | UPPER),
+        (1, 0, NEW),
+        (9, 0, NEW | LOWER | UPPER),
+        (None, 0, NEW | LOWER | UPPER),
+    ],
+)
+def test_velocity(atc: int | None, last_online: int | None, found: Tvr) -> None:
+    assert risk.velocity(atc, last_online, 2, 4) == found
+
+
+# 10.7: terminal action analysis
+
+EXPIRED = Tvr.EXPIRED
+BOTH, ONLINE, OFFLINE = Reach.OFFLINE_AND_ONLINE, Reach.ONLINE_ONLY, Reach.OFFLINE_ONLY
+
+
+def codes(denial: Tvr = Tvr.NONE, online: Tvr = Tvr.NONE, default: Tvr = Tvr.NONE) -> ActionCodes:
+    return ActionCodes(denial, online, default)
+
+
+@pytest.mark.parametrize(
+    ("tvr", "with_codes", "reach", "asked"),
+    [
+        (EXPIRED, codes(denial=EXPIRED), BOTH, AcType.AAC),
+        (EXPIRED, codes(denial=EXPIRED, online=EXPIRED), ONLINE, AcType.AAC),
+        (EXPIRED, codes(denial=EXPIRED), OFFLINE, AcType.AAC),
+        (EXPIRED, codes(online=EXPIRED), BOTH, AcType.ARQC),
+        (EXPIRED, codes(default=EXPIRED), BOTH, AcType.TC),
+        (EXPIRED, codes(denial=~EXPIRED, online=~EXPIRED), BOTH, AcType.TC),
+        (Tvr.NONE, codes(), ONLINE, AcType.ARQC),  # it never decides alone
+        (EXPIRED, codes(online=EXPIRED), OFFLINE, AcType.TC),
+        (EXPIRED, codes(default=EXPIRED), OFFLINE, AcType.AAC),
+        (Tvr.NONE, codes(Tvr.NONE, ~Tvr.NONE, ~Tvr.NONE), BOTH, AcType.TC),
+    ],
+)
+def test_first_cryptogram(tvr: Tvr, with_codes: ActionCodes, reach: Reach, asked: AcType) -> None:
+    assert decision.first(tvr, with_codes, reach) is asked
+
+
+@pytest.mark.parametrize(
+    ("tvr", "with_codes", "reach", "asked"),
+    [
+        (EXPIRED, codes(default=EXPIRED), BOTH, AcType.AAC),
+        (EXPIRED, codes(denial=EXPIRED, online=EXPIRED), BOTH, AcType.TC),
+        (Tvr.NONE, codes(), ONLINE, AcType.AAC),
+        (Tvr.NONE, codes(), OFFLINE, AcType.TC),
+    ],
+)
+def test_unable_to_go_online(tvr: Tvr, with_codes: ActionCodes, reach: Reach, asked: AcType) -> None:
+    assert decision.unable_to_go_online(tvr, with_codes, reach) is asked
+
+
+@pytest.mark.parametrize(
+    ("type_", "reach"),
+    [("21", ONLINE), ("24", ONLINE), ("22", BOTH), ("25", BOTH), ("23", OFFLINE), ("36", OFFLINE), ("", BOTH)],
+)
+def test_what_a_terminal_can_do(type_: str, reach: Reach) -> None:
+    assert Reach.of(bytes.fromhex(type_)) is reach
+
+
+def test_action_codes_are_joined() -> None:
+    ours, theirs = Tvr.EXPIRED.encode(), Tvr.NEW_CARD.encode()
+    found = ActionCodes.of(
+        {
+            Tag.IAC_DENIAL: theirs,
+            ActionCode.DENIAL: ours,
+            Tag.IAC_ONLINE: theirs,
+            ActionCode.DEFAULT: ours,
+            Tag.IAC_DEFAULT: bytes(5),
+        }
+    )
+    assert found == codes(Tvr.EXPIRED | Tvr.NEW_CARD, Tvr.NEW_CARD, Tvr.EXPIRED)
+
+
+def test_absent_action_codes() -> None:
+    everything = Tvr(0xFFFFFFFFFF)
+    assert ActionCodes.of({}) == codes(Tvr.NONE, everything, everything)
+    assert ActionCodes.of({}, b"\x84\x00\x00\x00\x0c").denial == Tvr(0x840000000C)
+
+
+# Annex C
+
+
+@pytest.mark.parametrize(
+    ("bit", "value"),
+    [
+        (Tvr.ODA_NOT_PERFORMED, "8000000000"),
+        (Tvr.CARD_DATA_MISSING, "2000000000"),
+        (Tvr.ON_EXCEPTION_FILE, "1000000000"),
+        (Tvr.CDA_FAILED, "0400000000"),
+        (Tvr.SDA_SELECTED, "0200000000"),
+        (Tvr.VERSIONS_DIFFER, "0080000000"),
+        (Tvr.NEW_CARD, "0008000000"),
+        (Tvr.CVM_FAILED, "0000800000"),
+        (Tvr.ONLINE_PIN_ENTERED, "0000040000"),
+        (Tvr.FLOOR_LIMIT_EXCEEDED, "0000008000"),
+        (Tvr.MERCHANT_FORCED_ONLINE, "0000000800"),
+        (Tvr.DEFAULT_TDOL_USED, "0000000080"),
+        (Tvr.SCRIPT_FAILED_AFTER, "0000000010"),
+        (Tvr.RELAY_RESISTANCE_NOT_PERFORMED, "0000000001"),
+        (Tsi.ODA_PERFORMED, "8000"),
+        (Tsi.SCRIPT_PERFORMED, "0400"),
+    ],
+)
+def test_bits_stand_where_the_books_put_them(bit: Tvr | Tsi, value: str) -> None:
+    assert bit.encode() == bytes.fromhex(value)
+
+
+def test_aip() -> None:
+    assert Aip.decode(bytes.fromhex("7F80")) == (
+        Aip.SDA | Aip.DDA | Aip.CVM | Aip.RISK_MANAGEMENT | Aip.ISSUER_AUTHENTICATION | Aip.ON_DEVICE_CVM | Aip.CDA
+        | Aip.EMV_MODE
+    )  # fmt: skip
