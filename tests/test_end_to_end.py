@@ -160,7 +160,9 @@ def test_an_amount_is_typed_on_the_keypad(shop: World) -> None:
         "the sale to be approved",
     )
     assert (sale["amount_minor"], sale["state"]) == (790, "approved")
-    assert any(sound["frequency_hz"] == 1500 for sound in shop.device.lights()["sounds"])
+    shop.wait(
+        lambda: any(sound["frequency_hz"] == 1500 for sound in shop.device.lights()["sounds"]) or None, "the tone"
+    )
     free(shop)
 
 
