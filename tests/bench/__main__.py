@@ -16,7 +16,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import online, start, storage, tap
+from tests.bench import device, online, start, storage, tap
 from tests.bench.report import Section, show
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
@@ -24,6 +24,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
     "tap": tap.run,
     "start": start.run,
     "online": online.run,
+    "device": device.run,
 }
 _WIDTH: Final = 132  # when printed into a file, where a terminal's width is not known
 
