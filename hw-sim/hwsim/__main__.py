@@ -122,14 +122,14 @@ def _world(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    return cli.main(["--config", str(options.config), "run"], hardware(options.device), prog="payterm-sim")
+    return cli.main(["--config", str(options.config), "run"], hardware(options.device.absolute()), prog="payterm-sim")
 
 
 def _device(options: argparse.Namespace) -> int:
     from hwsim.device import Device
 
     with cli.stop_on_signals() as stop:
-        Device(options.directory).serve(stop)
+        Device(options.directory.absolute()).serve(stop)
     return 0
 
 
