@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, TypeAlias, TypeVar
-from uuid import UUID
 
 from drivers.interfaces import CardChannel, CardLost, Interface, ReaderFault
 from terminal import RELEASED_MS
@@ -111,7 +110,7 @@ class Payments:
         self._link = link
         self._clock = clock
         self._entropy = entropy
-        self._answers: dict[UUID, Answer] = {}
+        self._answer: Answer | None = None  # the latest: one sale at a time waits for one
 
     def begin(self, amount: Amount, reference: str | None) -> Transaction:
         """Open a sale, or return the one that this reference names already. Raises `SaleRefused`; no card was asked."""
@@ -184,7 +183,7 @@ class Payments:
     def answered(self, answer: Answer) -> None:
         """What the host sent for the card, before the answer is committed: whoever waits for it will look here."""
         if self._ledger.transaction(answer.transaction).state is State.AUTHORISING:
-            self._answers[answer.transaction] = answer
+            self._answer = answer
 
     def _authorise(self, transaction: Transaction, card: CardRead) -> Transaction:
         asked = self._ask(transaction, card)
@@ -207,7 +206,7 @@ class Payments:
                 case Declined() | Torn():
                     return self._accept_or_decline(transaction, card, may_accept=False)
         asked = self._ask(transaction, card)
-        answer = self._answers.pop(asked.id, None)
+        answer = self._answer if self._answer and self._answer.transaction == asked.id else None
         match asked.state:
             case State.COMPLETING:
                 agreed = isinstance(resume(_for_card(answer, approved=True)), Approved)
