@@ -1,6 +1,7 @@
 # make demo   a sale, a dead network, a killed process: one minute, by itself
 # make test   everything that must hold, with its negative controls
 # make check  the quick part of it: format, lint, types, import contracts, unit tests
+# make soak   the long campaigns: power cuts, damage, faults at every system call; hours
 # make bench  speed, as ratios against a peer measured in the same run
 # Each sets up what it needs. Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format lint types contracts unit processes bench screens messages clean
+.PHONY: demo test check format lint types contracts unit processes soak bench screens messages clean
 
 demo: $(READY)
 	$(BIN)/payterm-sim demo
@@ -42,6 +43,11 @@ unit: $(READY)
 # The real services as processes, killed and cut off. One at a time: they are about time-outs.
 processes: $(READY)
 	$(BIN)/pytest -m processes
+
+soak: $(READY)
+	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.power_cut --states 100000
+	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.corruption --flips 20000 --blocks 5000
+	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.syscalls
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

@@ -27,7 +27,8 @@ setup(
     ],
     package_dir={"hwsim": "hw-sim/hwsim"},
     package_data={
-        "terminal": ["py.typed", "ui/fonts/*", "ui/locale/*/LC_MESSAGES/*", "*.toml"],
+        "terminal": ["py.typed", "ui/fonts/*", "ui/locale/*/LC_MESSAGES/*", "*.toml", "replay/*.schema.json"],
+        "terminal.emv_keys": ["*.toml"],
         "drivers": ["py.typed"],
         "hwsim": ["py.typed", "cards/profiles/*.toml"],
     },
@@ -41,9 +42,12 @@ setup(
     ],
     extras_require={
         "pi": [*ON_HARDWARE, "lgpio>=0.2.2", "spidev>=3.5"],
-        "sim": ON_HARDWARE,
+        "sim": [*ON_HARDWARE, "mfusepy>=3.1"],
         "dev": [
             *ON_HARDWARE,
+            "litequeue>=0.9",  # these three are measured against
+            "persist-queue>=1.1",
+            "sqlcipher3>=0.6",
             "pyemv>=1.5",
             "babel>=2.12",
             "coverage>=7.4",

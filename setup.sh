@@ -15,6 +15,7 @@ command -v "$python" >/dev/null || { say "setup: $python is not there. Install P
 have() {
     case $1 in
         python3-venv) "$python" -c 'import venv, ensurepip' 2>/dev/null ;;
+        e2fsprogs) command -v mkfs.ext4 >/dev/null || test -x /usr/sbin/mkfs.ext4 ;;
         strace | swig | gcc) command -v "$1" >/dev/null ;;
         python3-dev) "$python" -c 'import pathlib, sysconfig, sys; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ;;
         *) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' ;;

@@ -16,30 +16,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Final
 
 from terminal import VERSION
 from terminal.clock import SystemClock, system_entropy
-from terminal.config import Config, load
-from terminal.control import ControlClient, TerminalUnavailable
+from terminal.commands import audit, emv, keys, ledger, privacy
+from terminal.commands.base import Commands, HardwareFactory, takes_json
+from terminal.config import load
+from terminal.control import ControlClient
 from terminal.errors import TerminalError
 from terminal.money import Amount, currency
-
-if TYPE_CHECKING:
-    from terminal.app import Hardware
 
 DEFAULT_CONFIG: Final = Path("/etc/payterm/payterm.toml")
 EXIT_NOT_MADE: Final = 1
 _EXIT_USAGE: Final = 2
 _MADE: Final = {"approved", "accepted", "settled"}
 _RESULT_WAIT_MS: Final = 30_000  # one long-poll; repeated until the device has decided
-
-_log = logging.getLogger(__name__)
-
-HardwareFactory: TypeAlias = "Callable[[Config], Hardware]"
 
 
 def main(arguments: Sequence[str], hardware: HardwareFactory, *, prog: str = "payterm") -> int:
@@ -79,49 +73,31 @@ def parser(prog: str) -> argparse.ArgumentParser:
     root.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="configuration file (default: %(default)s)")
     root.add_argument("--verbose", action="store_true", help="log more")
     root.add_argument("--version", action="version", version=f"{prog} {VERSION}")
-    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = Commands(root.add_subparsers(title="commands", required=True, metavar="COMMAND"))
 
-    def command(
-        group: Any, name: str, run: Callable[[argparse.Namespace, HardwareFactory], int], text: str
-    ) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = group.add_parser(name, help=text, description=text)
-        made.set_defaults(command=run)
-        return made
+    commands.add("run", _run, "run the terminal service")
+    commands.add("recover", _recover, "bring journal and ledger together after a power cut, then exit")
 
-    def group(name: str, text: str) -> Any:
-        return commands.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
-
-    command(commands, "run", _run, "run the terminal service")
-    command(commands, "recover", _recover, "bring journal and ledger together after a power cut, then exit")
-
-    sale = command(commands, "sale", _sale, "take a sale on the running terminal and wait for its end")
+    sale = takes_json(commands.add("sale", _sale, "take a sale on the running terminal and wait for its end"))
     sale.add_argument("amount", help="as 12.50")
     sale.add_argument("currency", nargs="?", help="ISO 4217 code (default: the terminal's)")
     sale.add_argument("--reference", help="your own name for this sale; the same reference is never charged twice")
-    sale.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    status = command(commands, "status", _status, "how the running terminal is")
-    status.add_argument("--json", action="store_true", help="print as JSON")
+    takes_json(commands.add("status", _status, "how the running terminal is"))
 
     for verdict, text in (("keep", "the goods were handed over: the sale stands"), ("void", "take the sale back")):
-        resolve = command(commands, verdict, _resolve, f"after a power cut, a sale that was never shown: {text}")
+        resolve = commands.add(verdict, _resolve, f"after a power cut, a sale that was never shown: {text}")
         resolve.add_argument("transaction", help="its id, as `payterm status` shows it")
         resolve.set_defaults(keep=verdict == "keep")
 
-    ledger = group("ledger", "what the ledger holds")
-    listing = command(ledger, "list", _ledger_list, "list the latest transactions")
-    listing.add_argument("--json", action="store_true", help="print as JSON")
-    listing.add_argument("--limit", type=int, default=20, help="how many (default: %(default)s)")
+    for part in (ledger, audit, privacy, keys, emv):
+        part.add(commands)
 
-    sync = group("sync", "the upload service")
-    command(sync, "run", _sync_run, "run the sync service")
+    sync = commands.group("sync", "the upload service")
+    sync.add("run", _sync_run, "run the sync service")
 
-    keys = group("keys", "keys of this terminal")
-    init = command(keys, "init", _keys_init, "make development keys (systemd credentials are for production)")
-    init.add_argument("directory", type=Path, help="a directory outside the state; files are made with mode 0600")
-
-    config = group("config", "the configuration file")
-    command(config, "check", _config_check, "read it, say what is wrong with it")
+    config = commands.group("config", "the configuration file")
+    config.add("check", _config_check, "read it, say what is wrong with it")
     return root
 
 
@@ -200,6 +176,9 @@ def _status(options: argparse.Namespace, _: HardwareFactory) -> int:
     if options.json:
         print(json.dumps(status))
         return 0
+    if status["trouble"]:
+        print(f"storage   no sales are taken: {status['trouble']}")
+        return EXIT_NOT_MADE
     link, unsent = status["link"], status["unsent"]
     host = {True: "reached", False: f"not reached: {link['error']}", None: "not tried yet"}[link["online"]]
     sums = ", ".join(str(Amount(minor, currency(code))) for code, minor in unsent["sums"].items())
@@ -207,72 +186,15 @@ def _status(options: argparse.Namespace, _: HardwareFactory) -> int:
     print(f"host      {host}")
     print(f"sync      {'running' if link['sync'] else 'not running: sales are stored and wait'}")
     print(f"unsent    {unsent['count']}{f' ({sums})' if sums else ''}{_age(unsent['oldest_ms'])}")
+    storage = status["storage"]
+    for trouble in (storage["second"], storage["damage"]):
+        if trouble:
+            print(f"storage   {trouble}")
+    if storage["history"] != "whole":
+        print(f"storage   the journals of terminal and sync do not fit ({storage['history']}): payterm audit verify")
     for sale in status["attention"]:
         amount = Amount(sale["amount_minor"], currency(sale["currency"]))
         print(f"decide    {amount} {sale['state']} but never shown: payterm keep|void {sale['id']}")
-    return 0
-
-
-def _ledger_list(options: argparse.Namespace, _: HardwareFactory) -> int:
-    sales = _transactions(load(options.config), options.limit)
-    if options.json:
-        print(json.dumps(sales))
-        return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("no.", "opened", "amount", "state", "card", "reference", "id", box=None, header_style="bold")
-    for sale in sales:
-        amount = Amount(sale["amount_minor"], currency(sale["currency"]))
-        opened = datetime.fromtimestamp(sale["opened_at_ms"] / 1000).astimezone()
-        card = f"{sale['scheme']} {sale['last4']}" if sale["scheme"] else ""
-        table.add_row(
-            str(sale["sequence"]),
-            f"{opened:%Y-%m-%d %H:%M:%S}",
-            str(amount),
-            sale["state"],
-            card,
-            sale["reference"] or "",
-            sale["id"],
-        )
-    Console().print(table)
-    return 0
-
-
-def _transactions(config: Config, limit: int) -> list[dict[str, Any]]:
-    """From the running service; only when none runs, from the store itself under its lock."""
-    client = ControlClient(config.socket.path)
-    found: list[dict[str, Any]] = []
-    try:
-        while len(found) < limit:
-            before = found[-1]["sequence"] if found else None
-            page = client.call("ledger.list", {"limit": min(limit - len(found), 100), "before": before})["transactions"]
-            found += page
-            if not page:
-                break
-        return found
-    except TerminalUnavailable:
-        if not config.ledger.directory.exists():
-            raise
-    from terminal import app
-    from terminal.ledger.errors import LedgerLocked
-    from terminal.service import view
-
-    try:
-        with app.recovered_books(config, SystemClock(), system_entropy) as books:
-            return [view(transaction) for transaction in books.ledger.transactions(limit=limit)]
-    except LedgerLocked as error:
-        raise TerminalUnavailable(f"{error} It does not answer on its socket, though: look at its log.") from error
-
-
-def _keys_init(options: argparse.Namespace, _: HardwareFactory) -> int:
-    from terminal.ledger.keys import generate, generate_spool_key
-
-    terminal, sync = options.directory / "terminal", options.directory / "sync"
-    generate(terminal, system_entropy)
-    generate_spool_key(sync, system_entropy)
-    print(f"development keys are in {terminal} and {sync}; for production use systemd credentials")
-    print(f"next: give the host {terminal / 'signing-key.pub'}, put its host-sealing-key and host-answer-key beside it")
     return 0
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID
 
 _TIME_ERROR: Final = 5  # adjtimex(2): "the system clock is not synchronized to a reliable server"
+_STEP_MS: Final = 1_000  # slewing moves the clock by half a millisecond a second: more than this at once was a step
 _TIMEX_BYTES: Final = 256  # struct timex is 208 bytes on 64-bit Linux; a zeroed larger buffer asks and changes nothing
 
 
@@ -67,6 +69,46 @@ class SystemClock:
     def synchronised(self) -> bool:
         """By the kernel's own word (adjtimex), which holds whoever sets the clock: timesyncd, chrony or ntpd."""
         return bool(self._libc.adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)) != _TIME_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSet:
+    """The wall clock can be trusted: in this boot, wall time is `offset_ms` later than monotonic time."""
+
+    boot_id: UUID
+    offset_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClockStepped:
+    """The wall clock jumped, forward if positive. Nothing decided here depends on it; people should know."""
+
+    by_ms: int
+
+
+class ClockWatch:
+    """Notices when the wall clock is set, and when it jumps. Ask from time to time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._synchronised = False
+        self._offset_ms = self._offset()
+
+    def look(self) -> list[ClockSet | ClockStepped]:
+        """What has happened since the last look."""
+        offset_ms, synchronised = self._offset(), self._clock.synchronised()
+        by_ms = offset_ms - self._offset_ms
+        stepped, was_synchronised = abs(by_ms) > _STEP_MS, self._synchronised
+        self._offset_ms, self._synchronised = offset_ms, synchronised
+        happened: list[ClockSet | ClockStepped] = []
+        if stepped:
+            happened.append(ClockStepped(by_ms))
+        if synchronised and (stepped or not was_synchronised):
+            happened.append(ClockSet(self._clock.boot_id, offset_ms))
+        return happened
+
+    def _offset(self) -> int:
+        return self._clock.wall_ms() - self._clock.monotonic_ms()
 
 
 def system_entropy(size_bytes: int) -> bytes:

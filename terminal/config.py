@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,11 +57,27 @@ class TerminalSection(_Section, frozen=True):
 
 
 class LedgerSection(_Section, frozen=True):
-    """Where the terminal service keeps its own store. `keys` defaults to systemd's credentials directory."""
+    """Where the terminal service keeps its own store. `keys` defaults to systemd's credentials directory.
+
+    `journal` may be a partition of its own, `second_journal` a file on another medium: what one loses the other has.
+    `begin`: a ledger is made where there is none. Say false once there is one, and a disk that is not mounted is
+    not taken for a new terminal.
+    """
 
     directory: Path = Path("/var/lib/payterm/ledger")
     keys: Path | None = None
+    journal: Path | None = None
     journal_mib: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 256
+    second_journal: Path | None = None
+    begin: bool = True
+
+
+class RetentionSection(_Section, frozen=True):
+    """How long what is delivered is kept. What is not delivered is kept until it is (docs/compliance.md)."""
+
+    sales_days: Annotated[int, msgspec.Meta(ge=1, le=3_660)] = 120
+    card_days: Annotated[int, msgspec.Meta(ge=1, le=3_660)] = 60  # last four digits, card_ref: for refunds and disputes
+    audit_months: Annotated[int, msgspec.Meta(ge=1, le=120)] = 12  # PCI DSS 4.0.1, 10.5.1: twelve at least
 
 
 class SocketSection(_Section, frozen=True):
@@ -136,6 +153,7 @@ class HostSection(_Section, frozen=True):
     client_certificate: Path | None = None
     connect_timeout_ms: _PositiveMs = 4_000
     read_timeout_ms: _PositiveMs = 10_000
+    root_fingerprint: _Fingerprint | None = None  # whose signature may bring in a new host key
 
 
 class SyncSection(_Section, frozen=True):
@@ -192,6 +210,7 @@ class Config(_Section, frozen=True):
     host: HostSection
     limits: dict[str, LimitsSection]
     ledger: LedgerSection = LedgerSection()
+    retention: RetentionSection = RetentionSection()
     socket: SocketSection = SocketSection()
     reader: ReaderSection = ReaderSection()
     contact: ContactSection | None = None
@@ -223,16 +242,16 @@ def load(path: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}. Nothing was started.") from error
     try:
-        config = msgspec.convert(raw, Config, dec_hook=_decode, strict=True)
+        config = msgspec.convert(raw, Config, dec_hook=partial(_decode, path.absolute().parent), strict=True)
         _check(config)
     except (msgspec.ValidationError, MoneyError) as error:
         raise ConfigError(f"{path}: {error}. Nothing was started.") from error
     return config
 
 
-def _decode(kind: type, value: object) -> object:
+def _decode(base: Path, kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str):
-        return Path(value)
+        return base / value  # a directory with everything in it may be moved
     raise ValueError(f"{value!r} is no {kind.__name__}")
 
 

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,6 +28,9 @@ LINE_BYTES_MAX: Final = 65_536  # a fetch of several envelopes fits; a peer that
 CONNECTIONS_MAX: Final = 16  # sync, a register, a few commands; each costs a thread
 CALL_TIMEOUT_S: Final = 10.0  # beyond what a call itself asks to wait: the terminal answers from memory and one flush
 _VERSION: Final = 1
+
+CALLER: Final[ContextVar[int | None]] = ContextVar("caller", default=None)
+"""The user id of whoever makes the call in hand, by the kernel's word; None within a command's own process."""
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +140,10 @@ class ControlServer:
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
         self._thread.start()
 
+    def answer_with(self, calls: Mapping[str, Call]) -> None:
+        """Another table from now on, for those who are connected, too."""
+        self._calls = calls
+
     def close(self) -> None:
         """Stop accepting; running calls end with their connections."""
         self._closing.set()
@@ -160,7 +168,9 @@ class ControlServer:
     def _serve(self, connection: socket.socket) -> None:
         try:
             with connection, connection.makefile("rb") as lines:
-                held = self._roles.held_by(_peer_uid(connection))
+                uid = _peer_uid(connection)
+                CALLER.set(uid)  # this thread serves this connection alone
+                held = self._roles.held_by(uid)
                 while line := lines.readline(LINE_BYTES_MAX + 1):
                     if len(line) > LINE_BYTES_MAX:
                         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -12,20 +12,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from terminal import VERSION
 from terminal.config import Config
-from terminal.control import Call, CallRefused, Role
+from terminal.control import CALLER, Call, CallRefused, Role
 from terminal.desk import Desk, DeskBusy
 from terminal.ledger.errors import AnswerRejected, LedgerError, NoSuchTransaction
-from terminal.ledger.ledger import Ledger
-from terminal.ledger.sealing import verify_answer
+from terminal.ledger.ledger import Head, Ledger
+from terminal.ledger.sealing import verify_answer, verify_countersignature
 from terminal.ledger.states import State
-from terminal.ledger.values import Transaction
+from terminal.ledger.values import Event, OutboxItem, Transaction
 from terminal.link import Link
 from terminal.money import Amount, MoneyError, currency
 from terminal.payment import Payments, SaleRefused
+from terminal.records import Records, view
 
 ITEMS_MAX: Final = 16  # with envelopes of 2 to 3 KB a fetch stays within one line of the socket
 _WAIT_MS_MAX: Final = 60_000
-_LIST_MAX: Final = 100  # transactions in one answer, for the same reason
+
+_PUBLIC: Final = frozenset(
+    {"id", "sequence", "kind", "state", "amount_minor", "currency", "opened_at_ms", "time_known"}
+)
 
 _log = logging.getLogger(__name__)
 _Wait = Annotated[int, msgspec.Meta(ge=0, le=_WAIT_MS_MAX)]
@@ -53,12 +57,23 @@ class Deliver(_Arguments, frozen=True):
     answer: Annotated[str, msgspec.Meta(max_length=16_384)]
 
 
+class At(_Arguments, frozen=True):
+    """A place in a journal's chain."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
+    sequence: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    mac: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
 class Report(_Arguments, frozen=True):
     online: bool
     error: str | None = None
     queued: int = 0
     held: int = 0
     oldest_ms: int | None = None
+    history: Literal["whole", "anew", "off", "differs"] = "whole"
+    head: At | None = None
+    terminal_head: At | None = None
 
 
 class Start(_Arguments, frozen=True):
@@ -82,11 +97,6 @@ class Resolve(_Arguments, frozen=True):
     keep: bool
 
 
-class List(_Arguments, frozen=True):
-    limit: Annotated[int, msgspec.Meta(ge=1, le=_LIST_MAX)] = _LIST_MAX
-    before: int | None = None
-
-
 class Service:
     """The handlers, bound to the running terminal."""
 
@@ -106,6 +116,8 @@ class Service:
         self._payments = payments
         self._link = link
         self._desk = desk
+        self._records = Records(config, ledger)
+        self._history = "whole"
 
     def calls(self) -> Mapping[str, Call]:
         """The table that `ControlServer` serves."""
@@ -119,8 +131,8 @@ class Service:
             "sale.result": Call(Result, _said(self._result), register | operator),
             "sale.cancel": Call(Cancel, _said(self._cancel), register | operator),
             "attention.resolve": Call(Resolve, _said(self._resolve), register | operator),
-            "ledger.list": Call(List, _said(self._list), operator),
             "status": Call(Nothing, _said(self._status)),
+            **self._records.calls(),
         }
 
     def _fetch(self, arguments: Fetch) -> dict[str, Any]:
@@ -138,7 +150,8 @@ class Service:
                     "envelope": item.envelope,
                 }
                 for item in self._ledger.outbox(arguments.max)
-            ]
+            ],
+            "head": self._ledger.head(),
         }
 
     def _stored(self, arguments: Stored) -> dict[str, Any]:
@@ -151,6 +164,8 @@ class Service:
         self._link.heard()
         item = self._ledger.outbox_item(arguments.key)
         try:
+            if item.event is Event.CHECKPOINT:
+                return self._countersigned(item, arguments.answer)
             answer = verify_answer(
                 arguments.answer,
                 self._answer_key,
@@ -168,6 +183,14 @@ class Service:
         self._link.answered()
         return {"state": decided.state.value}
 
+    def _countersigned(self, item: OutboxItem, jws: str) -> dict[str, Any]:
+        id_ = item.transaction
+        answer = verify_countersignature(
+            jws, self._answer_key, id_=id_, terminal=self._config.terminal.id, envelope=item.sha256
+        )
+        self._ledger.commit_countersignature(id_, answer, jws)
+        return {"state": answer.decision.value}
+
     def _report(self, arguments: Report) -> dict[str, Any]:
         before = self._link.state()
         self._link.report(online=arguments.online, error=arguments.error, queued=arguments.queued)
@@ -177,7 +200,22 @@ class Service:
                 _log.info("the host answers")
             else:
                 _log.warning("no way to the host: %s", arguments.error)
-        return {}
+        return self._compare_heads(arguments)
+
+    def _compare_heads(self, arguments: Report) -> dict[str, Any]:
+        """The two journals vouch for each other: one that was put back to an earlier day lacks what the other saw."""
+        known = self._ledger.sync_head()
+        seen = arguments.terminal_head
+        differs = seen is not None and not self._ledger.holds(Head(**msgspec.to_builtins(seen)))
+        history = "differs" if differs else arguments.history
+        if history != self._history:
+            self._history = history
+            if history != "whole":
+                self._ledger.note("history", state=history, terminal_lacks=seen.sequence if seen and differs else None)
+                _log.error("the journals of terminal and sync do not fit: %s", history)
+        if arguments.head is not None:
+            self._ledger.note_sync_head(Head(**msgspec.to_builtins(arguments.head)))
+        return {"sync_head": known, "differs": differs}
 
     def _start(self, arguments: Start) -> dict[str, Any]:
         try:
@@ -218,12 +256,9 @@ class Service:
         unshown = {transaction.id for transaction in self._ledger.unshown()}
         if arguments.transaction not in unshown:
             raise CallRefused("no_such_sale", "this sale does not wait for a decision")
+        self._ledger.note("decided", transaction=str(arguments.transaction), keep=arguments.keep, uid=CALLER.get())
         self._desk.resolve(arguments.transaction, keep=arguments.keep)
         return {}
-
-    def _list(self, arguments: List) -> dict[str, Any]:
-        found = self._ledger.transactions(arguments.limit, arguments.before)
-        return {"transactions": [view(transaction) for transaction in found]}
 
     def _status(self, _: Nothing) -> dict[str, Any]:
         link = self._link.state()
@@ -231,6 +266,7 @@ class Service:
         return {
             "version": VERSION,
             "terminal": self._config.terminal.id,
+            "trouble": None,
             "busy": self._desk.busy,
             "unsent": {
                 "count": sum(each.count for each in unsent),
@@ -238,27 +274,36 @@ class Service:
                 "oldest_ms": min((each.oldest_wall_ms for each in unsent), default=None),
             },
             "link": {"online": link.online, "sync": link.sync_present, "error": link.error, "queued": link.queued},
-            "attention": [view(transaction) for transaction in self._ledger.unshown()],
+            "storage": {
+                "free_slots": self._ledger.free_slots,
+                "second": self._ledger.second_trouble,
+                "damage": self._ledger.upkeep.damage,
+                "history": self._history,
+            },
+            # Anybody may ask: what has to be decided, but neither card nor reference.
+            "attention": [
+                {name: value for name, value in view(transaction).items() if name in _PUBLIC}
+                for transaction in self._ledger.unshown()
+            ],
         }
 
 
-def view(transaction: Transaction) -> dict[str, Any]:
-    """A transaction as commands and register software see it. No card data beyond what a receipt prints."""
-    card = transaction.card
-    return {
-        "id": str(transaction.id),
-        "sequence": transaction.number,
-        "kind": transaction.kind,
-        "state": transaction.state.value,
-        "reason": transaction.reason,
-        "amount_minor": transaction.amount.minor,
-        "currency": transaction.amount.currency.code,
-        "reference": transaction.reference,
-        "opened_at_ms": transaction.opened_at_ms,
-        "scheme": card.scheme if card else None,
-        "last4": card.last4 if card else None,
-        "authorisation_code": transaction.authorisation_code,
-    }
+def out_of_order(reason: Callable[[], str]) -> Mapping[str, Call]:
+    """What is answered while the storage lets no ledger be open: how it is, and that nothing can be sold."""
+
+    def status(_: Nothing) -> dict[str, Any]:
+        # What nobody can say now is null: not nothing.
+        return {"version": VERSION, "trouble": reason(), "busy": False, "unsent": None, "link": None, "attention": []}
+
+    def refuse(_: Any) -> dict[str, Any]:
+        raise CallRefused("storage", f"{reason()} It is tried again by itself.")
+
+    refused = (
+        "sale.start", "sale.result", "sale.cancel", "attention.resolve", "outbox.fetch", "outbox.stored",
+        "answer.deliver", "link.report", "ledger.list", "ledger.check", "ledger.backup", "audit.page", "audit.verify",
+        "keys.use", "privacy.export", "privacy.erase",
+    )  # fmt: skip
+    return {"status": Call(Nothing, status)} | {name: Call(dict, refuse) for name in refused}
 
 
 def _said(handler: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:

@@ -185,6 +185,32 @@ class Sender:
         facts = self._facts("reversal", sale["amount"])
         return facts | {"transaction": sale["transaction"], "currency": sale["currency"], "reason": reason}
 
+    def checkpoint(self, sequence: int, /, **changes: Any) -> Payload:
+        """The payload of a checkpoint. The MAC is the one that this terminal's journal has at that record."""
+        self.number += 1
+        return {
+            "v": 1,
+            "event": "checkpoint",
+            "checkpoint": self.transaction(),
+            "terminal": self.terminal,
+            "merchant": self.merchant,
+            "epoch": self.epoch,
+            "number": self.number,
+            "sequence": sequence,
+            "mac": self.mac(sequence),
+            "epoch_of": None,
+            "totals": [{"currency": "EUR", "count": 2, "sum": 2500}],
+            "unsent": [],
+            "archived": None,
+            "keys": ["0f1e2d3c"],
+            "taken_at": 1_718_280_000_000,
+            "clock_synchronised": True,
+        } | changes
+
+    def mac(self, sequence: int, life: str = "") -> str:
+        """Of a record in the journal of this life of the terminal."""
+        return hashlib.sha256(f"{self.terminal} {life} {sequence}".encode()).hexdigest()
+
     def _facts(self, event: str, amount: int) -> Payload:
         self.number += 1
         return {
@@ -219,7 +245,10 @@ class Sender:
         }
         said: Payload = msgspec.json.decode(whole["payload"])
         asked = msgspec.json.decode(jwt.api_jws.decode_complete(sent, options={"verify_signature": False})["payload"])
-        for member in ("event", "transaction", "terminal", "amount", "currency"):
+        members = ("event", "transaction", "terminal", "amount", "currency")
+        if asked["event"] == "checkpoint":
+            members = ("event", "checkpoint", "terminal", "epoch", "sequence", "mac")
+        for member in members:
             assert said[member] == asked[member], member
         assert said["envelope"] == hashlib.sha256(sent).hexdigest()
         return said
@@ -227,6 +256,12 @@ class Sender:
 
 def fingerprint(key: Ed25519PublicKey | X25519PublicKey) -> str:
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def countersign(host: Host, sender: Sender, payload: Payload) -> Payload:
+    """Send a checkpoint straight to the host; its countersignature, read."""
+    envelope = sender.sign(payload)
+    return sender.read(host.countersign(payload["checkpoint"], envelope).answer, envelope)
 
 
 def deliver(host: Host, sender: Sender, payload: Payload) -> Payload:

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from jwt.api_jws import PyJWS
 
+from terminal.ledger.errors import LedgerCorrupt
 from terminal.ledger.journal import BLOCK_BYTES, FileMedium, Medium
-from terminal.ledger.keys import SecretKey, TerminalKeys, key_id
+from terminal.ledger.keys import Keyring, SecretKey, TerminalKeys, key_id
 from terminal.ledger.ledger import Ledger, LedgerSettings
 from terminal.ledger.sealing import Envelopes, digest, sealing_info, verify_answer
 from terminal.ledger.values import CardSummary, Decision, Event, Kind, Transaction
@@ -186,7 +187,7 @@ class Rig:
     def __post_init__(self) -> None:
         self.entropy = seeded(self.seed)
         self.keys = TerminalKeys(
-            data=SecretKey(self.entropy(32)),
+            data=Keyring(SecretKey(self.entropy(32))),
             chain=SecretKey(self.entropy(32)),
             signing=Ed25519PrivateKey.from_private_bytes(self.entropy(32)),
             host_sealing=self.host.sealing.public_key(),
@@ -263,3 +264,20 @@ class Rig:
         envelope = ledger.outbox_item(f"{transaction}/{event}").envelope
         assert envelope is not None
         return envelope
+
+
+def verified(ledger: Ledger) -> int:
+    """Go along the whole chain; how many records. Raises `LedgerCorrupt` for the first that is not whole."""
+    count, position = 0, None
+    while True:
+        step = ledger.inspection.verify_some(position)
+        if step.first_bad is not None:
+            raise LedgerCorrupt(step.first_bad)
+        count, position = count + step.records, step.position
+        if step.done:
+            return count
+
+
+def slots_start(directory: Path) -> int:
+    """Where the first slot lies in the journal's file: that depends on how the file lies on its device."""
+    return (directory / "journal").read_bytes().index(b"PTJ1")

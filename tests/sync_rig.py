@@ -34,11 +34,13 @@ from cryptography.x509.oid import NameOID
 from terminal.ledger.keys import SecretKey
 from terminal.sync.destinations import Answered, Busy, Destination, NotSent, Parcel, Refused, Result, Unsure
 from terminal.sync.errors import AnswerRejected, TerminalUnavailable
+from terminal.sync.journal import Head, SyncJournal
 from terminal.sync.spool import OutboxItem, Spool
-from terminal.sync.step import Backoff, LinkReport, Sync, Terminal
+from terminal.sync.step import Backoff, LinkReport, Offer, Seen, Sync, Terminal
 
 SPOOL_KEY: Final = SecretKey(bytes(range(32)))
 STEPS_MAX: Final = 5_000  # no scenario here needs more; one that does hangs
+JOURNAL_BYTES: Final = 64 * 16_384  # a ring that is soon full
 MARKER: Final = "SEALED-CARD-DATA"  # in every envelope, to be looked for where it must not be
 _ANSWER_KEY: Final = b"test key of the host"
 
@@ -103,6 +105,34 @@ def answer_to(transaction: UUID, event: str, envelope: str, *, key: bytes = _ANS
 
 
 @dataclass
+class FakeChain:
+    """The terminal's journal as far as sync is concerned: its heads, and what it has recorded of ours."""
+
+    epoch: int = 1
+    macs: list[str] = field(default_factory=list)
+    sync_head: Head | None = None
+    entropy: Callable[[int], bytes] = field(default_factory=lambda: random.Random(11).randbytes)
+    records_first: bool = False  # overwrites what it had recorded before it answers
+
+    def grow(self, records: int = 1) -> None:
+        self.macs += [self.entropy(32).hex() for _ in range(records)]
+
+    @property
+    def head(self) -> Head | None:
+        return Head(self.epoch, len(self.macs), self.macs[-1]) if self.macs else None
+
+    def seen(self, report: LinkReport) -> Seen:
+        before, known = self.sync_head, report.terminal_head
+        self.sync_head = report.head or self.sync_head
+        differs = (
+            known is not None
+            and known.epoch == self.epoch
+            and (known.sequence > len(self.macs) or self.macs[known.sequence - 1] != known.mac)
+        )
+        return Seen(self.sync_head if self.records_first else before, differs)
+
+
+@dataclass
 class FakeTerminal:
     """Implements `Terminal`: an outbox, and the verification of answers."""
 
@@ -115,18 +145,19 @@ class FakeTerminal:
     rejects: bool = False
     deaf_to: set[str] = field(default_factory=set)  # calls that do their work and lose their reply
     changed: threading.Condition = field(default_factory=threading.Condition)
+    chain: FakeChain = field(default_factory=FakeChain)
 
     def sell(self, *items: OutboxItem) -> None:
         with self.changed:
             self.outbox |= {item.key: item for item in items}
             self.changed.notify_all()
 
-    def fetch(self, max: int, wait_ms: int) -> Sequence[OutboxItem]:
+    def fetch(self, max: int, wait_ms: int) -> Offer:
         self._reached()
         with self.changed:
             if not self._offered():
                 self.changed.wait(wait_ms / 1000)
-            return sorted(self._offered(), key=lambda item: not item.urgent)[:max]
+            return Offer(sorted(self._offered(), key=lambda item: not item.urgent)[:max], self.chain.head)
 
     def stored(self, keys: Sequence[str]) -> None:
         self._reached()
@@ -144,11 +175,12 @@ class FakeTerminal:
             self.changed.notify_all()
         self._lose("deliver")
 
-    def report(self, report: LinkReport) -> None:
+    def report(self, report: LinkReport) -> Seen:
         self._reached()
         with self.changed:
             self.reports.append(report)
             self.changed.notify_all()
+            return self.chain.seen(report)
 
     def _offered(self) -> list[OutboxItem]:
         return [item for key, item in self.outbox.items() if key not in self.handed_over]
@@ -243,6 +275,7 @@ class Rig:
     open_spool: Callable[..., Spool] = Spool
     starts: int = 0
     spool: Spool = field(init=False)
+    journal: SyncJournal = field(init=False)
     sync: Sync = field(init=False)
 
     def __post_init__(self) -> None:
@@ -254,7 +287,7 @@ class Rig:
         self.starts += 1
         copy = self.root / f"sync-{self.starts}"
         shutil.copytree(self.directory, copy)
-        self.spool.close()
+        self.close()
         shutil.rmtree(self.directory)
         self.directory = copy
         self._start()
@@ -270,12 +303,22 @@ class Rig:
         raise AssertionError("it does not come to rest")
 
     def close(self) -> None:
+        self.journal.close()
         self.spool.close()
 
     def _start(self) -> None:
         self.spool = self.open_spool(self.directory, SPOOL_KEY, clock=self.clock, entropy=self.entropy)
+        self.journal = SyncJournal(
+            self.directory, SPOOL_KEY, clock=self.clock, entropy=self.entropy, size_bytes=JOURNAL_BYTES
+        )
         self.sync = Sync(
-            self.spool, self.destinations, self.terminal, clock=self.clock, entropy=self.entropy, backoff=Backoff()
+            self.spool,
+            self.destinations,
+            self.terminal,
+            self.journal,
+            clock=self.clock,
+            entropy=self.entropy,
+            backoff=Backoff(),
         )
 
 
@@ -400,7 +443,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def book(self, body: str) -> str:
-        _, _, _, transaction, event = self.path.split("/")
+        _, _, of, transaction, *rest = self.path.split("/")
+        event = rest[0] if of == "transactions" else "checkpoint"
         self.server.host.books.receive(f"{transaction}/{event}", self.headers["Idempotency-Key"], body)
         return answer_to(UUID(transaction), event, body)
 

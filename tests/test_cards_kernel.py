@@ -180,7 +180,7 @@ RACK: dict[str, tuple[str, OdaStatus | None, str | None, str, OdaStatus | None, 
         "EndApplication oda_failed", None, None, "Declined terminal_declined", FAILED, None, None,
     ),
     "blocked": (
-        "EndApplication no_common_application", None, None, "EndApplication no_common_application", None, None, None,
+        "EndApplication no_common_application", None, None, "EndApplication application_blocked", None, None, None,
     ),
     "not-supported": (
         "EndApplication no_common_application", None, None, "EndApplication no_common_application", None, None, None,
@@ -234,7 +234,7 @@ def test_every_amount_that_means_something(
     card = Card(cards[name], seeded())
     assert complete(card, issuer, dip(setup, card, amount_minor)) == (code, end)
     blocked = amount_minor in (10_073, 10_075)
-    assert (word(dip(setup, card, amount_minor)) == "EndApplication no_common_application") == blocked
+    assert (word(dip(setup, card, amount_minor)) == "EndApplication application_blocked") == blocked
 
 
 def test_without_a_host_the_card_decides(setup: Setup, cards: dict[str, CardProfile]) -> None:

@@ -104,7 +104,9 @@ class Client:
             raise
 
     def put(self, payload: Payload, envelope: bytes) -> Response:
-        path = f"/v1/transactions/{payload['transaction']}/{payload['event']}"
+        path = f"/v1/transactions/{payload.get('transaction')}/{payload['event']}"
+        if payload["event"] == "checkpoint":
+            path = f"/v1/checkpoints/{payload['checkpoint']}"
         return self.ask("PUT", path, envelope, Content_Type="application/jose", Idempotency_Key="4f1c")
 
     def close(self) -> None:
@@ -153,7 +155,7 @@ def client(server: HostServer, place: Rig) -> Iterator[Client]:
 
 def test_the_description_is_valid_and_so_are_its_examples() -> None:
     validate(API)
-    for name in ("Authorisation", "Reversal", "Answer", "Problem"):
+    for name in ("Authorisation", "Reversal", "Checkpoint", "Answer", "Countersignature", "Fork", "Problem"):
         for example in API["components"]["schemas"][name]["examples"]:
             schema(name).validate(example)
     (authorisation,) = API["components"]["schemas"]["Authorisation"]["examples"]

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from host_rig import Rig, Sender, make_bureau, register, rig
 
 from hwsim.host import Host
-from terminal.ledger.sealing import Envelopes, digest, verify_answer
+from terminal.ledger.journal import Position
+from terminal.ledger.sealing import Envelopes, digest, verify_answer, verify_countersignature
 from terminal.ledger.states import State
 from terminal.ledger.values import Event, Kind, ReversalReason, Transaction, Verdict
 from terminal.money import EUR, Amount
@@ -68,3 +69,27 @@ def test_each_understands_what_the_other_writes(host: Host, sender: Sender, reas
             envelope=digest(envelope),
         )
         assert answer.decision is verdict
+
+
+def test_a_checkpoint_is_understood_and_so_is_its_countersignature(host: Host, sender: Sender) -> None:
+    for epoch, epoch_of in ((3, None), (4, {"epoch": 3, "sequence": 212, "mac": "ab" * 32})):
+        envelopes = Envelopes(sender.signing_key, sender.sealing_key, sender.terminal, sender.merchant, epoch)
+        id_ = UUID(int=epoch, version=4)
+        envelope = envelopes.checkpoint(
+            id_,
+            number=1,
+            sequence=212 if epoch == 3 else 240,
+            mac=b"\xab" * 32,
+            totals=[("EUR", 41, 104_250)],
+            unsent=[],
+            archived=Position(100, bytes(32)),
+            keys=["0f1e2d3c", "9a8b7c6d5e4f3021"],
+            taken_at_ms=1_718_280_000_000,
+            clock_synchronised=True,
+            epoch_of=epoch_of,
+        )
+        reply = host.countersign(str(id_), envelope.encode())
+        answer = verify_countersignature(
+            reply.answer, sender.answer_key, id_=id_, terminal=sender.terminal, envelope=digest(envelope)
+        )
+        assert answer.decision is Verdict.COUNTERSIGNED

@@ -12,15 +12,15 @@ from ledger_rig import seeded
 
 from terminal.ledger.errors import LedgerCorrupt
 from terminal.ledger.fields import FieldCipher
-from terminal.ledger.keys import SecretKey
-from terminal.ledger.models import LedgerDatabase, Tables, TransactionRow
+from terminal.ledger.keys import Keyring, SecretKey
+from terminal.ledger.models import LedgerDatabase, Rows, Tables, TransactionRow, compiled
 
 KEY = SecretKey(seeded(5)(32))
 
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Iterator[Tables]:
-    database = LedgerDatabase(tmp_path / "a b?.db", FieldCipher(KEY, seeded(6)))
+    database = LedgerDatabase(tmp_path / "a b?.db", FieldCipher(Keyring(KEY), seeded(6)))
     database.connect()
     tables = Tables(database)
     tables.create()
@@ -109,8 +109,45 @@ def test_decryption_is_lazy(tables: Tables) -> None:
         _ = read(tables, 1).details
 
 
+def test_a_retired_key_opens_and_never_seals() -> None:
+    place = {"table": "t", "column": "c", "row": "1"}
+    new = SecretKey(seeded(7)(32))
+    old_cell = FieldCipher(Keyring(KEY), seeded(6)).seal(b"secret", **place)
+    both = FieldCipher(Keyring(new, (KEY,)), seeded(6))
+    assert both.open(old_cell, **place) == b"secret"
+    assert both.seal(b"secret", **place)[:4] == new.id
+    for ring in (Keyring(new), Keyring(new, (SecretKey(seeded(8)(32)),))):  # control: without it, it does not open
+        with pytest.raises(LedgerCorrupt):
+            FieldCipher(ring, seeded(6)).open(old_cell, **place)
+
+
+def test_precompiled_statements_seal_to_the_same_cell(tables: Tables) -> None:
+    """What `Rows` writes peewee reads, and the other way round; and it is closed to the same ways around."""
+    rows = Rows(tables.transactions)
+    values = {"number": 1, "state": "opened", "opened_sequence": 1, "amount_minor": 1250, "currency": "EUR"}
+    rows.insert(id=UUID(int=1), details={"kind": "sale"}, **values)
+    row = read(tables, 1)
+    assert (row.amount_minor, row.currency, row.details, row.shown) == (1250, "EUR", {"kind": "sale"}, None)
+    mine = rows.get(UUID(int=1))
+    assert mine is not None
+    before = raw(tables, "currency", 1)
+    mine.amount_minor, mine.state = 99, "void"
+    rows.save(mine)
+    assert (read(tables, 1).amount_minor, read(tables, 1).state) == (99, "void")
+    assert raw(tables, "currency", 1) == before  # only what was assigned is written
+    insert(tables, 2)
+    move(tables, raw(tables, "amount_minor", 1), "amount_minor", 2)
+    moved = rows.get(UUID(int=2))
+    assert moved is not None
+    with pytest.raises(LedgerCorrupt, match="amount_minor"):
+        _ = moved.amount_minor
+    assert rows.get(UUID(int=3)) is None
+    with pytest.raises(AssertionError, match="by name"):
+        compiled(tables.transactions.select().where(tables.transactions.state == "void"))
+
+
 def test_two_databases_in_one_process_do_not_meet(tables: Tables, tmp_path: Path) -> None:
-    database = LedgerDatabase(tmp_path / "other.db", FieldCipher(SecretKey(seeded(8)(32)), seeded(9)))
+    database = LedgerDatabase(tmp_path / "other.db", FieldCipher(Keyring(SecretKey(seeded(8)(32))), seeded(9)))
     database.connect()
     other = Tables(database)
     other.create()

@@ -15,8 +15,16 @@ from jwt.api_jws import PyJWS
 from ledger_rig import CARD_TLV, MERCHANT, TERMINAL, TEST_PAN, FixedClock, Host, seeded
 
 from terminal.ledger.errors import AnswerRejected
+from terminal.ledger.journal import Position
 from terminal.ledger.keys import Ed25519PrivateKey, key_id
-from terminal.ledger.sealing import ANSWER_CHARS_MAX, CARD_BYTES_MAX, Envelopes, digest, verify_answer
+from terminal.ledger.sealing import (
+    ANSWER_CHARS_MAX,
+    CARD_BYTES_MAX,
+    Envelopes,
+    digest,
+    verify_answer,
+    verify_countersignature,
+)
 from terminal.ledger.states import State
 from terminal.ledger.values import Answer, Event, Kind, ReversalReason, Transaction, Verdict
 from terminal.money import EUR, USD, Amount
@@ -209,3 +217,116 @@ def test_answers_of_other_events_do_not_serve() -> None:
         verify(HOST.answer(reversal, "approved"), reversal, Event.REVERSAL)
     with pytest.raises(AnswerRejected):
         verify(HOST.answer(authorisation(), "approved"), reversal)
+
+
+# Checkpoints
+
+CHECKPOINT = UUID(int=7, version=4)
+MAC = bytes(range(32))
+
+
+def checkpoint(id_: UUID = CHECKPOINT, **changed: Any) -> str:
+    said: dict[str, Any] = {
+        "number": 9,
+        "sequence": 212,
+        "mac": MAC,
+        "totals": [("EUR", 41, 104_250), ("JPY", 1, 500)],
+        "unsent": [("EUR", 2, 2_500)],
+        "archived": Position(100, MAC[::-1]),
+        "keys": ["0f1e2d3c"],
+        "taken_at_ms": FixedClock().now_ms,
+        "clock_synchronised": True,
+    }
+    return Envelopes(SIGNING, HOST.sealing.public_key(), TERMINAL, MERCHANT, 4).checkpoint(id_, **(said | changed))
+
+
+def countersigned(envelope: str, /, **changed: Any) -> dict[str, Any]:
+    return {
+        "v": 1,
+        "event": "checkpoint",
+        "checkpoint": str(CHECKPOINT),
+        "terminal": TERMINAL,
+        "envelope": digest(envelope),
+        "decision": "countersigned",
+        "answered_at": 1_790_000_000_500,
+    } | changed
+
+
+def believed(jws: str, envelope: str) -> Answer:
+    key = HOST.signing.public_key()
+    return verify_countersignature(jws, key, id_=CHECKPOINT, terminal=TERMINAL, envelope=digest(envelope))
+
+
+def test_a_checkpoint_says_where_the_journal_stands() -> None:
+    of = {"epoch": 3, "sequence": 120, "mac": "ab" * 32, "chain_key": "not for the host"}
+    whole = PyJWS().decode_complete(checkpoint(epoch_of=of), SIGNING.public_key(), algorithms=["EdDSA"])
+    assert whole["header"] == {"alg": "EdDSA", "typ": "payterm-envelope", "kid": key_id(SIGNING.public_key())}
+    assert json.loads(whole["payload"]) == {
+        "v": 1,
+        "event": "checkpoint",
+        "checkpoint": str(CHECKPOINT),
+        "terminal": TERMINAL,
+        "merchant": MERCHANT,
+        "epoch": 4,
+        "number": 9,
+        "sequence": 212,
+        "mac": MAC.hex(),
+        "epoch_of": {"epoch": 3, "sequence": 120, "mac": "ab" * 32},
+        "totals": [{"currency": "EUR", "count": 41, "sum": 104_250}, {"currency": "JPY", "count": 1, "sum": 500}],
+        "unsent": [{"currency": "EUR", "count": 2, "sum": 2_500}],
+        "archived": {"sequence": 100, "mac": MAC[::-1].hex()},
+        "keys": ["0f1e2d3c"],
+        "taken_at": FixedClock().now_ms,
+        "clock_synchronised": True,
+    }
+
+
+@pytest.mark.parametrize(("epoch", "sequence"), [(4, 120), (5, 120), (3, 212), (3, 300)])
+def test_a_checkpoint_continues_what_was_before_it(epoch: int, sequence: int) -> None:
+    with pytest.raises(ValueError, match="continues an earlier one"):
+        checkpoint(epoch_of={"epoch": epoch, "sequence": sequence, "mac": "ab" * 32})
+
+
+def test_a_countersignature_is_believed() -> None:
+    envelope = checkpoint()
+    answer = believed(HOST.sign(countersigned(envelope, sequence=212, new_in_version_1="ignored")), envelope)
+    assert (answer.transaction, answer.event, answer.decision) == (CHECKPOINT, Event.CHECKPOINT, Verdict.COUNTERSIGNED)
+    assert (answer.envelope, answer.answered_at_ms) == (digest(envelope), 1_790_000_000_500)
+    assert (answer.authorisation_code, answer.card_ref, answer.issuer_data) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"checkpoint": str(UUID(int=1))}, "checkpoint"),
+        ({"terminal": "till-2"}, "terminal"),
+        ({"envelope": digest(checkpoint(number=10))}, "envelope"),
+        ({"event": "authorisation"}, "form"),
+        ({"decision": "approved"}, "form"),
+        ({"decision": None}, "form"),
+        ({"v": 2}, "form"),
+        ({"answered_at": None}, "form"),
+    ],
+)
+def test_a_countersignature_must_fit(changed: dict[str, Any], reason: str) -> None:
+    envelope = checkpoint()
+    with pytest.raises(AnswerRejected) as caught:
+        believed(HOST.sign(countersigned(envelope, **changed)), envelope)
+    assert caught.value.reason == reason
+
+
+def test_only_the_host_countersigns() -> None:
+    envelope = checkpoint()
+    for forged in (Host(seed=2).sign(countersigned(envelope)), envelope, HOST.sign(countersigned(envelope))[:-4]):
+        with pytest.raises(AnswerRejected):
+            believed(forged, envelope)
+
+
+def test_a_countersignature_answers_no_sale_and_no_answer_countersigns() -> None:
+    sale, envelope = authorisation(), checkpoint()
+    as_sale = countersigned(sale, transaction=str(SALE.id), amount=1250, currency="EUR", decision="approved")
+    for event in Event:
+        with pytest.raises(AnswerRejected):
+            verify(HOST.sign(as_sale), sale, event)
+    with pytest.raises(AnswerRejected):
+        believed(HOST.sign(HOST.claims(sale, "approved") | {"envelope": digest(envelope)}), envelope)

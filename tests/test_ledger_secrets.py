@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from ledger_rig import CARD_TLV, TEST_PAN, TRACK2, Rig
+from ledger_rig import CARD_TLV, TEST_PAN, TRACK2, Rig, slots_start, verified
 
 from terminal.ledger.values import Decision, Event, ReversalReason
 
@@ -43,7 +43,7 @@ def secrets(rig: Rig) -> dict[str, bytes]:
         "pan digits": TEST_PAN.encode(),
         "track 2": TRACK2[:-1],
         "tlv": CARD_TLV,
-        "data key": rig.keys.data.material,
+        "data key": rig.keys.data.current.material,
         "chain key": rig.keys.chain.material,
         "signing key": signing,
         "amount": b'"amount":1250',
@@ -111,7 +111,7 @@ def test_answered_card_data_is_gone_from_journal_and_ledger(rig: Rig) -> None:
     envelope = rig.envelope(ledger, sale.id)
     ledger.flush()
     content = (rig.directory / "journal").read_bytes()
-    payload = content[2 * 16384 + 4096 :][:200]
+    payload = content[slots_start(rig.directory) + 2 * 16384 + 4096 :][:200]
     assert any(payload)
     assert found_in(rig.directory, {"payload": payload}) == {("journal", "payload"), ("ledger.db-wal", "payload")}
     rig.deliver(ledger, sale.id, Event.AUTHORISATION, rig.host.answer(envelope))
@@ -121,4 +121,4 @@ def test_answered_card_data_is_gone_from_journal_and_ledger(rig: Rig) -> None:
     ledger.flush()
     rig.close_all()
     assert found_in(rig.directory, {"payload": payload}) == set()
-    assert rig.open().verify() > 4
+    assert verified(rig.open()) > 4

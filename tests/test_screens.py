@@ -62,7 +62,8 @@ DECLINES = (
 )  # fmt: skip
 RETRIES = ("card_lost", "confirm_on_phone", "parse_error")
 TROUBLES = (
-    "reader_missing", "reader_fault", "not_completed", "key", "ledger", "journal_full", "over_limit", "fault"
+    "reader_missing", "reader_fault", "not_completed", "key", "ledger", "journal_full", "storage", "storage_full",
+    "over_limit", "fault",
 )  # fmt: skip
 
 SAMPLES: Final[dict[str, Screen]] = {

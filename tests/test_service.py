@@ -58,7 +58,19 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         "sale.result": sale,
         "sale.cancel": sale,
         "attention.resolve": sale,
-        "ledger.list": {Role.OPERATOR},
+        **{
+            name: {Role.OPERATOR}
+            for name in (
+                "ledger.list",
+                "ledger.check",
+                "ledger.backup",
+                "audit.page",
+                "audit.verify",
+                "keys.use",
+                "privacy.export",
+                "privacy.erase",
+            )
+        },
         "status": everyone,
     }
 

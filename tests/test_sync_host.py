@@ -46,10 +46,10 @@ def settings(certificates: Certificates, server: TlsHost) -> HostSettings:
     return HostSettings(server.url, certificates.authority.file, total_timeout_ms=600, read_timeout_ms=300)
 
 
-def sent(settings: HostSettings) -> Result:
+def sent(settings: HostSettings, parcel: Parcel = PARCEL) -> Result:
     destination = HostDestination(settings)
     try:
-        return destination.send(PARCEL)
+        return destination.send(parcel)
     finally:
         destination.close()
 
@@ -68,6 +68,25 @@ def test_an_answer(server: TlsHost, settings: HostSettings) -> None:
     assert "Authorization" not in server.headers[0]
 
 
+CHECKPOINT = replace(PARCEL, event="checkpoint")
+
+
+def test_a_checkpoint_has_a_path_of_its_own(server: TlsHost, settings: HostSettings) -> None:
+    assert sent(settings, CHECKPOINT) == Answered(answer_to(PARCEL.transaction, "checkpoint", PARCEL.body))
+    assert server.books.attempts[-1][0] == f"{PARCEL.transaction}/checkpoint"
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_host_without_checkpoints_still_takes_sales(server: TlsHost, settings: HostSettings, status: int) -> None:
+    """The checkpoint alone is refused; for a sale the same answer is about the address, and nothing is condemned."""
+    server.script += [says(status), says(status)]
+    of_checkpoint, of_sale = sent(settings, CHECKPOINT), sent(settings)
+    assert isinstance(of_checkpoint, Refused)
+    assert isinstance(of_sale, Refused)
+    assert (of_checkpoint.permanent, of_sale.permanent) == (True, False)
+    assert "checkpoints" in of_checkpoint.message
+
+
 PORTAL = b"<html>Welcome! Please log in.</html>"
 LOG_IN = says(200, PORTAL, Content_Type="text/html")
 
@@ -80,7 +99,7 @@ LOG_IN = says(200, PORTAL, Content_Type="text/html")
         pytest.param(says(204), Unsure, "gave no decision (204)", id="204"),
         pytest.param(says(429), Busy, "is busy (429): sent again later", id="429"),
         pytest.param(says(400), Refused, "the item is malformed (400): kept for a person", id="400"),
-        pytest.param(says(409), Refused, "already holds another envelope for this transaction (409)", id="409"),
+        pytest.param(says(409), Refused, "already holds something that contradicts the item (409)", id="409"),
         pytest.param(says(422), Refused, "the item is invalid (422)", id="422"),
         pytest.param(says(401), Refused, "it wants a client certificate", id="401"),
         pytest.param(says(403), Refused, "it does not admit this terminal", id="403"),

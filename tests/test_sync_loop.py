@@ -26,6 +26,7 @@ from sync_rig import (
 from terminal.clock import SystemClock, system_entropy
 from terminal.sync import Backoff, HostSettings, SpoolUnavailable, SyncSettings, Unsendable, run
 from terminal.sync import step as step_module
+from terminal.sync.journal import read
 
 WITHIN_S = 10.0  # far more than anything here takes
 
@@ -132,6 +133,19 @@ def test_changes_of_the_link_are_reported(service: Service) -> None:
     assert "429" in str(errors[2])
     assert (reports[-1].online, reports[-1].error, reports[-1].queued) == (True, None, 0)
     assert len(reports) < 12  # changes, not heartbeats
+
+
+def test_each_run_leaves_its_trail(service: Service) -> None:
+    service.terminal.chain.grow(3)
+    for number in (1, 2):
+        with service.running():
+            service.terminal.sell(sale(number))
+            service.wait_for(lambda: len(service.terminal.answers) == number)  # noqa: B023 (waited for here)
+    said = [record.body.get("what") for record in read(service.settings.state_directory, SPOOL_KEY)]
+    for what in ("start", "stored", "answered", "link", "stop"):
+        assert said.count(what) == 2, what
+    assert said.count("terminal_head") == 1
+    assert said[-1] == "stop"
 
 
 def test_a_stop_finishes_the_piece_in_hand_and_a_restart_goes_on(service: Service) -> None:

@@ -7,7 +7,7 @@ by.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,8 +36,8 @@ from terminal.sync import spool as spool_module
 from terminal.sync import step as step_module
 from terminal.sync.destinations import Parcel, Result
 from terminal.sync.destinations.host import HostDestination, HostSettings
-from terminal.sync.spool import On, OutboxItem, Row, Spool, State
-from terminal.sync.step import Backoff, LinkReport
+from terminal.sync.spool import On, Row, Spool, State
+from terminal.sync.step import Backoff, LinkReport, Offer
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -333,7 +333,7 @@ def test_an_absent_terminal_is_asked_once_a_second(world: World) -> None:
     asked = []
     fetch = world.terminal.fetch
 
-    def counting(max: int, wait_ms: int) -> Sequence[OutboxItem]:
+    def counting(max: int, wait_ms: int) -> Offer:
         asked.append(world.clock.monotonic_ms())
         return fetch(max, wait_ms)
 

@@ -56,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from hwsim.host import server
 
         sys.exit(server.main(given[1:]))
+    if given[:1] == ["sdcard"]:
+        from hwsim import sdcard
+
+        sys.exit(sdcard.main(given[1:]))
     options = parser().parse_args(given)
     sys.exit(options.command(options))
 
@@ -69,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--config", type=Path, default=cli.DEFAULT_CONFIG, help="configuration file of the terminal")
     root.add_argument("--version", action="version", version=f"payterm-sim {VERSION}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    from hwsim import sales  # it imports this module: the two meet when a command runs
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
@@ -90,6 +95,10 @@ def parser() -> argparse.ArgumentParser:
     device.add_argument("--directory", type=Path, required=True, help="holds cards/, takes the sockets")
 
     commands.add_parser("host", help="the operator's host: HTTPS, books, signed answers", add_help=False)
+
+    sales.add_parser(commands)
+
+    commands.add_parser("sdcard", help="power cuts on a simulated SD card, for any program", add_help=False)
 
     present = command("present", _present, "put a card into the field of a running device")
     present.add_argument("card", help="its name in the rack")

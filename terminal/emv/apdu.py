@@ -68,10 +68,13 @@ class ContactLine:
     Whether Le may follow command data (case 4) depends on the protocol: T=0 cannot say it, T=1 needs it. A kernel does
     not know which one the reader chose, but an application is always selected first, and a SELECT may be repeated: it
     goes out without Le; if the card then sends nothing, or calls the length wrong, Le is added from there on.
+
+    Whoever knows the protocol says so: `le_in_case_4`, and whether data is `waiting_behind_warnings` (T=0).
     """
 
-    def __init__(self) -> None:
-        self._le_in_case_4: bool | None = None  # None: not known yet
+    def __init__(self, *, le_in_case_4: bool | None = None, waiting_behind_warnings: bool = True) -> None:
+        self._le_in_case_4 = le_in_case_4  # None: not known yet
+        self._waiting_behind_warnings = waiting_behind_warnings
 
     def carry(self, exchange: Exchange[T]) -> Exchange[T]:
         """The same exchange, for the inserted card."""
@@ -100,7 +103,7 @@ class ContactLine:
                 response = yield from self._collect(command)
             elif response.sw == 0x9000:
                 self._le_in_case_4 = False
-        if response.sw >> 8 in {0x62, 0x63} and not response.data:
+        if self._waiting_behind_warnings and response.sw >> 8 in {0x62, 0x63} and not response.data:
             # T=0 gives a warning before the data that it warns of: the data is still to be fetched.
             fetched = yield from self._collect(_get_response(0))
             return Response(fetched.data if fetched.sw == 0x9000 else b"", response.sw)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -121,6 +121,9 @@ class CaKeys:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __iter__(self) -> Iterator[CaKey]:
+        return iter(self._keys.values())
 
     def find(self, rid: bytes, index: int) -> PublicKey | None:
         key = self._keys.get((rid, index))
@@ -286,19 +289,22 @@ def fast_dda(objects: Mapping[int, bytes], rid: bytes, records: bytes | None, tr
     `objects` holds the card's data objects and those that were sent to it. Version 00 signs the unpredictable number
     alone, so that amount and currency could be exchanged under it: it is not accepted.
     """
+    if not all(objects.get(tag) for tag in FAST_DDA_TERMINAL_DATA):
+        return OdaResult(OdaStatus.FAILED, OdaMethod.FDDA, "missing_data")
+    terminal_data = b"".join(objects[tag] for tag in FAST_DDA_TERMINAL_DATA)
+    return fast_dda_over(terminal_data, objects, rid, records, trust)
+
+
+def fast_dda_over(
+    terminal_data: bytes, objects: Mapping[int, bytes], rid: bytes, records: bytes | None, trust: Trust
+) -> OdaResult:
+    """The same, over terminal dynamic data that is already put together."""
+    related = Kernel3Tag.CARD_AUTHENTICATION_RELATED_DATA
     try:
-        _require(
-            objects,
-            Tag.SIGNED_DYNAMIC_DATA,
-            Tag.ICC_CERTIFICATE,
-            Tag.ICC_EXPONENT,
-            Tag.ATC,
-            *FAST_DDA_TERMINAL_DATA,
-        )
+        _require(objects, Tag.SIGNED_DYNAMIC_DATA, Tag.ICC_CERTIFICATE, Tag.ICC_EXPONENT, Tag.ATC, related)
         icc = card_key(objects, rid, records, trust)
-        if objects[Kernel3Tag.CARD_AUTHENTICATION_RELATED_DATA][0] != FAST_DDA_VERSION:
+        if objects[related][0] != FAST_DDA_VERSION:
             raise AuthenticationFailed("signature")
-        terminal_data = b"".join(objects[tag] for tag in FAST_DDA_TERMINAL_DATA)
         dynamic_data = icc_dynamic_data(icc, objects[Tag.SIGNED_DYNAMIC_DATA], terminal_data)
         if dynamic_data != bytes((len(objects[Tag.ATC]),)) + objects[Tag.ATC]:
             raise AuthenticationFailed("signature")

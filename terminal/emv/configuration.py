@@ -14,6 +14,7 @@ from typing import Final
 
 from terminal.emv.authentication import CaKeys, RevokedCertificate, Trust
 from terminal.emv.outcome import Pan, UiRequest
+from terminal.emv.progress import Watch
 from terminal.emv.tags import Format, Kernel3Tag, Source, Tag, lookup
 from terminal.money import Amount
 
@@ -97,8 +98,8 @@ class Combination:
 def _check_objects(whose: str, objects: Mapping[int, bytes], kernel: int | None = None) -> None:
     for tag, value in objects.items():
         definition = lookup(tag, kernel)
-        if definition is None:
-            continue
+        if definition is None or definition.source is Source.CARD:
+            continue  # a card's object, as a default DDOL: it is judged as the card's own would be
         if not definition.length_min <= len(value) <= definition.length_max:
             raise ConfigurationError(
                 f"{whose}: tag {tag:X} must have {definition.length_min} to {definition.length_max} bytes"
@@ -131,8 +132,8 @@ class Setup:
     def __post_init__(self) -> None:
         _check_objects("terminal", self.terminal)
 
-    def trust(self, date: datetime.date) -> Trust:
-        return Trust(self.ca_keys, self.revoked, date)
+    def trust(self, request: Request) -> Trust:
+        return Trust(self.ca_keys, self.revoked, request.certificates_on or request.date)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ class Request:
     """What the merchant wants: an amount, part of which may be cashback, a transaction type (9C), and when.
 
     `force_online`: the merchant does not trust this card; contact then asks the host where there is one.
+    `objects`: whatever else is to be stated of this transaction, by tag. `certificates_on`: the day that certificates
+    must hold, where it is not the transaction's date. Raises `ConfigurationError`.
     """
 
     amount: Amount
@@ -148,6 +151,11 @@ class Request:
     transaction_type: int = 0x00
     amount_other_minor: int = 0
     force_online: bool = False
+    objects: Mapping[int, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    certificates_on: datetime.date | None = None
+
+    def __post_init__(self) -> None:
+        _check_objects("transaction", self.objects)
 
 
 def _nothing_earlier(pan: Pan, psn: bytes) -> int:
@@ -156,12 +164,13 @@ def _nothing_earlier(pan: Pan, psn: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the outside lends to a kernel: chance, a screen, and a memory. None of them may block."""
+    """What the outside lends to a kernel: chance, a screen, a memory, an eye. None of them may block."""
 
     unpredictable_number: Callable[[], bytes]  # 4 fresh bytes a call
     notify: Callable[[UiRequest], None]
     random_percent: Callable[[], int] | None = None  # 1 to 99, evenly; None: no transaction is selected at random
     earlier_minor: Callable[[Pan, bytes], int] = _nothing_earlier  # what this PAN and PSN paid here last, or 0
+    watch: Watch = field(default_factory=Watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +211,8 @@ def transaction_objects(
         Tag.AID: activation.combination.aid,
         Tag.AMOUNT_AUTHORISED: bcd(request.amount.minor, 6),
         Tag.AMOUNT_OTHER: bcd(request.amount_other_minor, 6),
-        Tag.AMOUNT_AUTHORISED_BINARY: request.amount.minor.to_bytes(4, "big"),
-        Tag.AMOUNT_OTHER_BINARY: request.amount_other_minor.to_bytes(4, "big"),
+        Tag.AMOUNT_AUTHORISED_BINARY: _binary(request.amount.minor),
+        Tag.AMOUNT_OTHER_BINARY: _binary(request.amount_other_minor),
         Tag.TRANSACTION_CURRENCY_CODE: bcd(currency.number, 2),
         Tag.TRANSACTION_CURRENCY_EXPONENT: bcd(currency.exponent, 1),
         Tag.TRANSACTION_DATE: bytes.fromhex(f"{request.date:%y%m%d}"),
@@ -212,12 +221,13 @@ def transaction_objects(
         Tag.UNPREDICTABLE_NUMBER: unpredictable_number,
         Tag.TVR: bytes(Tag.TVR.length_max),
         Tag.POS_ENTRY_MODE: CONTACTLESS_ENTRY_MODE,
+        **request.objects,
     }
     if activation.ttq is not None:
         objects[Kernel3Tag.TTQ] = activation.ttq
     floor = activation.combination.limits.terminal_floor
     if floor is not None:
-        objects[Tag.TERMINAL_FLOOR_LIMIT] = floor.to_bytes(4, "big")
+        objects[Tag.TERMINAL_FLOOR_LIMIT] = _binary(floor)
     return {int(tag): value for tag, value in objects.items()}
 
 
@@ -228,6 +238,11 @@ def _stated_by_terminal(objects: Mapping[int, bytes], kernel: int | None = None)
         for tag, value in objects.items()
         if (definition := lookup(tag, kernel)) is None or definition.source is not Source.CARD
     }
+
+
+def _binary(amount_minor: int) -> bytes:
+    """An amount in format b; one that four bytes cannot state is stated as the most they can."""
+    return min(amount_minor, 0xFFFF_FFFF).to_bytes(4, "big")
 
 
 def bcd(number: int, size: int) -> bytes:

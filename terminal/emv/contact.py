@@ -34,7 +34,14 @@ from terminal.emv import authentication, cardholder, decision, dol, restrictions
 from terminal.emv.apdu import CardRemoved, Command, ContactLine, Exchange, transceive
 from terminal.emv.authentication import AuthenticationFailed
 from terminal.emv.configuration import CONTACT, Activation, Environment, Request, Setup, transaction_objects
-from terminal.emv.contact_selection import Candidate, activate, candidates, without_confirmation
+from terminal.emv.contact_selection import (
+    Candidate,
+    activation,
+    candidates,
+    final_select,
+    is_blocked,
+    without_confirmation,
+)
 from terminal.emv.cryptogram import Answer, generate_ac, read_answer
 from terminal.emv.decision import ActionCodes, AcType
 from terminal.emv.initiation import get_processing_options, receive_processing_options
@@ -54,6 +61,7 @@ from terminal.emv.outcome import (
     TryAgain,
     UiRequest,
 )
+from terminal.emv.progress import Step
 from terminal.emv.records import CardFault, CardObjects, read_records
 from terminal.emv.results import Aip, Tsi, Tvr
 from terminal.emv.tags import Tag
@@ -68,13 +76,18 @@ _MANDATORY: Final = (Tag.PAN, Tag.EXPIRATION_DATE, Tag.CDOL1, Tag.CDOL2)
 
 
 def run(
-    setup: Setup, request: Request, environment: Environment, choose: Choose = without_confirmation
+    setup: Setup,
+    request: Request,
+    environment: Environment,
+    choose: Choose = without_confirmation,
+    line: ContactLine | None = None,
 ) -> Exchange[Outcome]:
     """One transaction with the inserted card. Raises nothing that a card could cause.
 
-    `choose` takes one of the candidates that are left, best first, or None to give up.
+    `choose` takes one of the candidates that are left, best first, or None to give up. `line`: how the card is spoken
+    to, where that is known.
     """
-    line = ContactLine()
+    line = line or ContactLine()
     return (yield from line.carry(_run(setup, request, environment, choose, line)))
 
 
@@ -106,41 +119,54 @@ def _open(
     """Select applications until one lets itself be started, and read it (Book 1, 12; Book 3, 10.1 and 10.2)."""
     reason = "no_common_application"
     remaining = list((yield from candidates(setup, request)))
+    environment.watch.candidates([candidate.listed() for candidate in remaining])
     while (candidate := choose(tuple(remaining))) is not None:
         remaining.remove(candidate)
-        activation = yield from activate(candidate)
-        if activation is None:
+        response = yield from final_select(candidate)
+        activated = activation(candidate, response)
+        if activated is None:
+            if is_blocked(response):
+                reason = "application_blocked"
             continue
-        transaction = yield from _initiate(setup, request, environment, activation)
-        if transaction is None:
+        transaction = _begin(setup, request, environment, activated)
+        if not (yield from _initiate(transaction)):
             reason = "not_accepted"
             continue
         transaction.records = yield from read_records(transaction.card[Tag.AFL], transaction.card)
         transaction.check_card_data(*_MANDATORY)
+        environment.watch.step(Step.RECORDS, transaction)
         return transaction
     return EndApplication(reason)
 
 
-def _initiate(
-    setup: Setup, request: Request, environment: Environment, activation: Activation
-) -> Exchange[Transaction | None]:
-    """Initiate application processing (Book 3, 10.1). None: the card does not accept, another application may."""
+def _begin(setup: Setup, request: Request, environment: Environment, activation: Activation) -> Transaction:
+    """What is known once an application is selected. Raises `CardFault`, `TlvError`."""
     card = CardObjects()
-    card.receive(selection.application(activation.fci))
     terminal = transaction_objects(setup, request, environment, activation) | {
         int(Tag.AID): activation.adf_name,  # the name that the card gave (Book 1, 12.4)
-        int(Tag.POS_ENTRY_MODE): ENTRY_MODE,
         int(Tag.TSI): bytes(2),
     }
-    pdol_data = dol.build(card.get(Tag.PDOL, b""), {**card, **terminal})
-    response = yield from transceive(get_processing_options(pdol_data))
+    if Tag.POS_ENTRY_MODE not in request.objects:
+        terminal[Tag.POS_ENTRY_MODE] = ENTRY_MODE
+    transaction = Transaction(setup, request, environment, activation, CONTACT, card, terminal)
+    card.receive(selection.application(activation.fci))
+    environment.watch.step(Step.SELECTION, transaction)
+    return transaction
+
+
+def _initiate(transaction: Transaction) -> Exchange[bool]:
+    """Initiate application processing (Book 3, 10.1). False: the card does not accept, another application may."""
+    card = transaction.card
+    transaction.pdol_data = dol.build(card.get(Tag.PDOL, b""), transaction.objects)
+    response = yield from transceive(get_processing_options(transaction.pdol_data))
     if response.sw == 0x6985:
-        return None
+        return False
     if response.sw != 0x9000:
         raise CardFault("card_error")
     receive_processing_options(response.data, card)
     card.require(Tag.AIP, Tag.AFL)
-    return Transaction(setup, request, environment, activation, CONTACT, card, terminal, pdol_data)
+    transaction.environment.watch.step(Step.INITIATION, transaction)
+    return True
 
 
 # What the terminal finds out
@@ -149,6 +175,7 @@ def _initiate(
 def _examine(transaction: Transaction) -> Exchange[None]:
     """Everything before terminal action analysis (Book 3, 10.3 to 10.6). The books leave the order open."""
     yield from _authenticate(transaction)
+    transaction.environment.watch.step(Step.AUTHENTICATION, transaction)
     transaction.note(restrictions.check(transaction.objects))
     _verify_cardholder(transaction)
     yield from _manage_risk(transaction)
@@ -234,7 +261,7 @@ def _manage_risk(transaction: Transaction) -> Exchange[None]:
 def _first_cryptogram(transaction: Transaction, line: ContactLine) -> Exchange[Outcome]:
     """Terminal and card action analysis (Book 3, 10.7 and 10.8). Raises `CardRemoved`, `CardFault`, `TlvError`."""
     codes = ActionCodes.of(transaction.objects)
-    asked = decision.first(transaction.tvr, codes, transaction.reach)
+    transaction.asked = asked = decision.first(transaction.tvr, codes, transaction.reach)
     answer, genuine = yield from _generate_ac(transaction, asked, Tag.CDOL1)
     transaction.note(tsi=Tsi.CARD_RISK_MANAGEMENT_PERFORMED)
     match answer.kind:

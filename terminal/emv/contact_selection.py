@@ -14,6 +14,7 @@ from typing import Final
 from terminal.emv import tlv
 from terminal.emv.apdu import Command, Exchange, Response, transceive
 from terminal.emv.configuration import CONTACT, Activation, Combination, Indicators, Request, Setup
+from terminal.emv.progress import Listed
 from terminal.emv.records import SFI_EMV_MAX, CardFault, read_record
 from terminal.emv.selection import DirectoryEntry, directory_entry, select
 from terminal.emv.tags import Tag
@@ -37,6 +38,9 @@ class Candidate:
     priority: int
     confirm: bool
     combination: Combination
+
+    def listed(self) -> Listed:
+        return Listed(self.adf_name, self.label, self.priority, self.confirm, None)
 
 
 def candidates(setup: Setup, request: Request) -> Exchange[tuple[Candidate, ...]]:
@@ -68,7 +72,21 @@ def without_confirmation(remaining: Sequence[Candidate]) -> Candidate | None:
 
 def activate(candidate: Candidate) -> Exchange[Activation | None]:
     """Final SELECT (Book 1, 12.4). None: drop this candidate. Raises `CardFault("card_blocked")`."""
-    response = yield from _select(select(candidate.adf_name))
+    return activation(candidate, (yield from final_select(candidate)))
+
+
+def final_select(candidate: Candidate) -> Exchange[Response]:
+    """Final SELECT alone. Raises `CardFault("card_blocked")`."""
+    return (yield from _select(select(candidate.adf_name)))
+
+
+def is_blocked(response: Response) -> bool:
+    """Whether SELECT found an application that its issuer has blocked (Book 1, 11.3.5)."""
+    return response.sw == _FILE_INVALIDATED
+
+
+def activation(candidate: Candidate, response: Response) -> Activation | None:
+    """What final SELECT came to. None: drop this candidate."""
     entry = _fci_entry(response.data)
     if response.sw != 0x9000 or entry is None or entry.adf_name != candidate.adf_name:
         return None
@@ -106,7 +124,7 @@ def _from_aids(ours: Sequence[Combination]) -> Exchange[list[Candidate]]:
             if response.sw == 0x9000:
                 _add(found, entry, ours)
             else:
-                blocked = blocked or response.sw == _FILE_INVALIDATED
+                blocked = blocked or is_blocked(response)
             if entry.adf_name == aid and occurrence == 0:
                 break  # the very name that was asked for: nothing else is meant
             response = yield from transceive(select(aid)._replace(p2=_NEXT_OCCURRENCE))

@@ -24,9 +24,10 @@ def entries(dol: bytes) -> Iterator[Entry]:
     """The entries in order. Raises `TlvError` where the list stops making sense, after those before it."""
     at = 0
     while at < len(dol):
+        start = at
         tag, at = tlv.read_tag(dol, at)
         if at == len(dol):
-            raise tlv.TlvError("a data object list ends before the length of its last entry")
+            raise tlv.TlvError("a data object list ends before the length of its last entry", start)
         yield Entry(tag, dol[at])
         at += 1
 
@@ -34,6 +35,19 @@ def entries(dol: bytes) -> Iterator[Entry]:
 def build(dol: bytes, values: Mapping[int, bytes], kernel: int | None = None) -> bytes:
     """The values that `dol` asks for, one after the other. Raises `TlvError`."""
     return b"".join(_fit(entry, values.get(entry.tag), kernel) for entry in entries(dol))
+
+
+def split(dol: bytes, data: bytes) -> tuple[tuple[Entry, bytes], ...]:
+    """Which entry of `dol` each part of `data` answers. Raises `TlvError` when they do not belong together."""
+    found, at = [], 0
+    for entry in entries(dol):
+        if at + entry.length > len(data):
+            raise tlv.TlvError("the data is shorter than its data object list asks for", len(data))
+        found.append((entry, data[at : at + entry.length]))
+        at += entry.length
+    if at != len(data):
+        raise tlv.TlvError("the data is longer than its data object list asks for", at)
+    return tuple(found)
 
 
 def _fit(entry: Entry, value: bytes | None, kernel: int | None) -> bytes:

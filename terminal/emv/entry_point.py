@@ -29,6 +29,7 @@ from terminal.emv.outcome import (
     TryAnotherInterface,
     UiRequest,
 )
+from terminal.emv.progress import Listed
 from terminal.emv.selection import ANY_KERNEL, DirectoryEntry
 from terminal.emv.tags import Kernel3Tag, Tag
 from terminal.emv.tlv import TlvError
@@ -57,6 +58,10 @@ class Prepared:
 class _Candidate:
     entry: DirectoryEntry
     prepared: Prepared
+
+    def listed(self) -> Listed:
+        entry = self.entry
+        return Listed(entry.adf_name, entry.label, entry.priority, entry.confirm, self.prepared.combination.kernel)
 
 
 def preprocess(setup: Setup, request: Request) -> tuple[Prepared, ...] | TryAnotherInterface:
@@ -129,8 +134,10 @@ def run(
             entries = selection.directory(response.data) if response.sw == 0x9000 else ()
         except TlvError:
             return EndApplication("parse_error", _READY_FOR_OTHER_CARD)
+        candidates = _candidates(available, entries)
+        environment.watch.candidates([candidate.listed() for candidate in candidates])
         # Each round drops a candidate: at most DIRECTORY_ENTRIES_MAX times the number of combinations.
-        for candidate in _candidates(available, entries):
+        for candidate in candidates:
             activation = yield from _activate(candidate, available)
             if activation is None:
                 continue

@@ -41,6 +41,7 @@ from terminal.emv.outcome import (
     TryAnotherInterface,
     UiRequest,
 )
+from terminal.emv.progress import Step
 from terminal.emv.records import CardFault, CardObjects, read_records
 from terminal.emv.restrictions import CASH, CASHBACK, PURCHASE
 from terminal.emv.results import Aip, Tvr
@@ -129,13 +130,15 @@ def _open(
     terminal = transaction_objects(setup, request, environment, activation)
     terminal = _parameters(terminal) | terminal
     terminal[Tag.TERMINAL_CAPABILITIES] = _capabilities(terminal, None)
-    pdol_data = dol.build(card.get(Tag.PDOL, b""), {**card, **terminal}, KERNEL)
-    response = yield from transceive(get_processing_options(pdol_data))
+    transaction = Transaction(setup, request, environment, activation, KERNEL, card, terminal)
+    environment.watch.step(Step.SELECTION, transaction)
+    transaction.pdol_data = dol.build(card.get(Tag.PDOL, b""), transaction.objects, KERNEL)
+    response = yield from transceive(get_processing_options(transaction.pdol_data))
     if response.sw != 0x9000:
         return SelectNext("card_error")
     receive_processing_options(response.data, card)
     card.require(Tag.AIP, Tag.AFL)
-    transaction = Transaction(setup, request, environment, activation, KERNEL, card, terminal, pdol_data)
+    environment.watch.step(Step.INITIATION, transaction)
     if not transaction.aip & Aip.EMV_MODE:
         return EndApplication("mag_stripe_only")
     transaction.records = yield from read_records(card[Tag.AFL], card)
@@ -145,6 +148,7 @@ def _open(
     if request.amount.minor > (limits.transaction_on_device_cvm if on_device else limits.transaction):
         return SelectNext("amount_over_limit")
     transaction.check_card_data(Tag.EXPIRATION_DATE, Tag.PAN, Tag.CDOL1)
+    environment.watch.step(Step.RECORDS, transaction)
     return transaction
 
 
@@ -200,7 +204,7 @@ def _decide(transaction: Transaction) -> tuple[AcType, bool]:
         transaction.note(Tvr.FLOOR_LIMIT_EXCEEDED)
 
     codes = ActionCodes.of(transaction.objects, _ACTION_CODE)
-    asked = decision.first(transaction.tvr, codes, transaction.reach)
+    transaction.asked = asked = decision.first(transaction.tvr, codes, transaction.reach)
     if transaction.tvr & (Tvr.ODA_NOT_PERFORMED | Tvr.CDA_FAILED):
         # A phone that verified its holder has no other way to prove that it did.
         return (AcType.AAC if _verified_on_device(transaction) else asked), False
@@ -259,7 +263,9 @@ def _verify_cardholder(transaction: Transaction, *, cvm_required: bool) -> Verif
 
 def _outcome(transaction: Transaction, asked: AcType, answer: Answer, *, sign: bool) -> Outcome:
     """C-2, 6.9: the signature first, then what the phone wants, then the cryptogram."""
-    if not _genuine(transaction, answer, sign=sign):
+    genuine = _genuine(transaction, answer, sign=sign)
+    transaction.environment.watch.step(Step.AUTHENTICATION, transaction)
+    if not genuine:
         return EndApplication("oda_failed")
     interaction = int.from_bytes(transaction.card.get(Kernel2Tag.POS_CARDHOLDER_INTERACTION, b""), "big")
     if interaction & _PHONE_WANTS_SOMETHING:

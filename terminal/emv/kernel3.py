@@ -48,6 +48,7 @@ from terminal.emv.outcome import (
     TryAnotherInterface,
     UiRequest,
 )
+from terminal.emv.progress import Step
 from terminal.emv.records import CardFault, CardObjects, read_records
 from terminal.emv.restrictions import CASH, CASHBACK, REFUND
 from terminal.emv.results import Aip
@@ -119,11 +120,22 @@ def _decline(reason: str) -> _Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class _Opened:
+    """An application that is selected, and what is known of it so far."""
+
+    activation: Activation
+    kernel: int
+    card: Mapping[int, bytes]
+    terminal: Mapping[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class _Transaction:
     """Card read, nothing decided: what every check looks at."""
 
     setup: Setup
     request: Request
+    opened: _Opened
     activation: Activation
     terminal: Mapping[int, bytes]
     card: CardObjects
@@ -161,7 +173,7 @@ def run(setup: Setup, request: Request, environment: Environment, activation: Ac
     if not isinstance(transaction, _Transaction):
         return transaction
     environment.notify(UiRequest(MessageId.CARD_READ_OK, Status.CARD_READ_OK))
-    return _decide(transaction)
+    return _decide(transaction, environment)
 
 
 # The conversation
@@ -175,6 +187,8 @@ def _read_card(
     card.receive(selection.application(activation.fci))
     card.require(Tag.DF_NAME, Tag.PDOL)
     terminal = transaction_objects(setup, request, environment, activation)
+    opened = _Opened(activation, KERNEL, card, terminal)
+    environment.watch.step(Step.SELECTION, opened)
 
     response = yield from transceive(get_processing_options(dol.build(card[Tag.PDOL], {**card, **terminal}, KERNEL)))
     match response.sw:
@@ -192,12 +206,14 @@ def _read_card(
             )
         case _:
             raise CardFault("card_error")
+    environment.watch.step(Step.INITIATION, opened)
     records = yield from read_records(card.get(Tag.AFL, b""), card)
 
     pan = _check_card_data(card)
     if Tag.TERMINAL_COUNTRY_CODE not in terminal:
         raise CardFault("missing_data")
-    return _Transaction(setup, request, activation, terminal, card, records, pan)
+    environment.watch.step(Step.RECORDS, opened)
+    return _Transaction(setup, request, opened, activation, terminal, card, records, pan)
 
 
 def _check_card_data(card: CardObjects) -> Pan:
@@ -226,13 +242,14 @@ def _cid_from_issuer_data(issuer_data: bytes) -> bytes:
 # The decision
 
 
-def _decide(transaction: _Transaction) -> Outcome:
+def _decide(transaction: _Transaction, environment: Environment) -> Outcome:
     verdict = _card_decision(transaction)
     for check in (_check_expiry, _check_exception_file, _check_usage):
         if verdict.decision is _Decision.APPROVE:
             verdict = check(transaction)
 
     verdict, oda = _authenticate(transaction, verdict)
+    environment.watch.step(Step.AUTHENTICATION, transaction.opened)
     verdict, cvm = _verify_cardholder(transaction, verdict)
 
     card_read = read_card(
@@ -325,7 +342,7 @@ def _fast_dda(transaction: _Transaction) -> OdaResult:
         {**transaction.card, **transaction.terminal},
         transaction.activation.combination.aid[: authentication.RID_BYTES],
         transaction.records,
-        transaction.setup.trust(transaction.request.date),
+        transaction.setup.trust(transaction.request),
     )
 
 

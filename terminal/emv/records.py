@@ -8,7 +8,7 @@ the kernel turns that into its outcome.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from terminal.emv import tags, tlv
@@ -72,11 +72,15 @@ class AflEntry(NamedTuple):
     authenticated: int
 
 
-def afl_entries(afl: bytes) -> tuple[AflEntry, ...]:
-    """Application File Locator (Book 3, 10.2). Raises `CardFault("parse_error")`."""
-    if len(afl) % 4:
+def afl_entries(afl: bytes) -> Iterator[AflEntry]:
+    """Application File Locator (Book 3, 10.2). Raises `CardFault("parse_error")`: at once for one that is no list or
+    too long, else at the entry that cannot be.
+    """
+    if (
+        len(afl) % 4
+        or sum(max(0, last - first + 1) for first, last in zip(afl[1::4], afl[2::4], strict=True)) > RECORDS_MAX
+    ):
         raise CardFault("parse_error")
-    found = []
     for at in range(0, len(afl), 4):
         sfi_byte, first, last, authenticated = afl[at : at + 4]
         entry = AflEntry(sfi_byte >> 3, first, last, authenticated)
@@ -87,10 +91,7 @@ def afl_entries(afl: bytes) -> tuple[AflEntry, ...]:
             or authenticated > last - first + 1
         ):
             raise CardFault("parse_error")
-        found.append(entry)
-    if sum(entry.last - entry.first + 1 for entry in found) > RECORDS_MAX:
-        raise CardFault("parse_error")
-    return tuple(found)
+        yield entry
 
 
 def read_record(sfi: int, number: int) -> Command:

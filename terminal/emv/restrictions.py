@@ -25,7 +25,7 @@ _GIVES_CASH: Final = 0x80  # 9F40 byte 1
 def check(objects: Mapping[int, bytes]) -> Tvr:
     """Application version, usage control, effective and expiration date (Book 3, 10.4.1 to 10.4.3).
 
-    Expects objects of the right length, dates that `date` can read, and 9A, 9C, 9F02, 9F03 to be there.
+    Expects objects of the right length, dates that are `readable`, and 9A and 9C to be there.
     """
     found = Tvr.NONE
     if Tag.APPLICATION_VERSION_CARD in objects and objects[Tag.APPLICATION_VERSION_CARD] != objects.get(
@@ -37,7 +37,7 @@ def check(objects: Mapping[int, bytes]) -> Tvr:
     today = _ordered(objects[Tag.TRANSACTION_DATE])
     if Tag.EFFECTIVE_DATE in objects and today < _ordered(objects[Tag.EFFECTIVE_DATE]):
         found |= Tvr.NOT_YET_EFFECTIVE
-    if today > _ordered(objects[Tag.EXPIRATION_DATE]):
+    if Tag.EXPIRATION_DATE in objects and today > _ordered(objects[Tag.EXPIRATION_DATE]):
         found |= Tvr.EXPIRED
     return found
 

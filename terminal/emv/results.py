@@ -43,6 +43,10 @@ class Tvr(IntFlag):
     SCRIPT_FAILED_AFTER = 0x10
     RELAY_RESISTANCE_NOT_PERFORMED = 0x01  # kernel 2 alone
 
+    @classmethod
+    def decode(cls, value: bytes) -> Tvr:
+        return cls(int.from_bytes(value, "big"))
+
     def encode(self) -> bytes:
         return int(self).to_bytes(5, "big")
 

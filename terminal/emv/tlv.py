@@ -16,7 +16,15 @@ DEPTH_MAX: Final = 8  # the books nest five deep: 6F, A5, BF0C, 61, 73
 
 
 class TlvError(ValueError):
-    """These bytes are no BER-TLV, or no data object list. The message never quotes them: they may be card data."""
+    """These bytes are no BER-TLV, or no data object list. The message never quotes them: they may be card data.
+
+    `at` is the offset, from the first byte that was handed in, of what could not be read; None where there is no place.
+    """
+
+    def __init__(self, reason: str, at: int | None = None) -> None:
+        super().__init__(reason if at is None else f"offset {at}: {reason}")
+        self.reason = reason
+        self.at = at
 
 
 class Node(NamedTuple):
@@ -42,45 +50,51 @@ def read_tag(data: bytes, at: int) -> tuple[int, int]:
     if data[at] & 0x1F == 0x1F:  # more bytes follow, each but the last with its top bit set
         while True:
             if end >= len(data):
-                raise TlvError("the data ends inside a tag")
+                raise TlvError("the data ends inside a tag", at)
             if end - at >= TAG_BYTES_MAX:
-                raise TlvError(f"a tag is longer than {TAG_BYTES_MAX} bytes")
+                raise TlvError(f"a tag is longer than {TAG_BYTES_MAX} bytes", at)
             end += 1
             if not data[end - 1] & 0x80:
                 break
     return int.from_bytes(data[at:end], "big"), end
 
 
-def _read_length(data: bytes, at: int) -> tuple[int, int]:
+def read_length(data: bytes, at: int) -> tuple[int, int]:
+    """The length that begins at `at`, and where it ends. Raises `TlvError`."""
     if at >= len(data):
-        raise TlvError("the data ends before a length")
+        raise TlvError("the data ends before a length", at)
     first = data[at]
     if first < 0x80:
         return first, at + 1
     size = first & 0x7F
     if not 1 <= size <= LENGTH_BYTES_MAX:
-        raise TlvError("a length is indefinite or longer than EMV allows")
+        raise TlvError("a length is indefinite or longer than EMV allows", at)
     end = at + 1 + size
     if end > len(data):
-        raise TlvError("the data ends inside a length")
+        raise TlvError("the data ends inside a length", at)
     return int.from_bytes(data[at + 1 : end], "big"), end
 
 
 def _nodes(data: bytes, depth: int) -> Iterator[Node]:
     if depth == 0:
-        raise TlvError(f"data objects are nested deeper than {DEPTH_MAX}")
+        raise TlvError(f"data objects are nested deeper than {DEPTH_MAX}", 0)
     at = 0
     while at < len(data):
         if data[at] == 0:
             at += 1
             continue
+        start = at
         tag, at = read_tag(data, at)
-        length, at = _read_length(data, at)
+        length, at = read_length(data, at)
         value = data[at : at + length]
         if len(value) != length:
-            raise TlvError("a data object is longer than the data that holds it")
+            raise TlvError("a data object is longer than the data that holds it", start)
+        try:
+            children = tuple(_nodes(value, depth - 1)) if is_constructed(tag) else ()
+        except TlvError as error:
+            raise TlvError(error.reason, at + (error.at or 0)) from None
         at += length
-        yield Node(tag, value, tuple(_nodes(value, depth - 1)) if is_constructed(tag) else ())
+        yield Node(tag, value, children)
 
 
 def parse(data: bytes) -> tuple[Node, ...]:
@@ -120,10 +134,10 @@ def without(data: bytes, tag: int) -> bytes:
             at += 1
             continue
         found, at = read_tag(data, at)
-        length, at = _read_length(data, at)
+        length, at = read_length(data, at)
         at += length
         if at > len(data):
-            raise TlvError("a data object is longer than the data that holds it")
+            raise TlvError("a data object is longer than the data that holds it", start)
         if found != tag:
             kept += data[start:at]
     return bytes(kept)

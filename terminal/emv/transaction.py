@@ -63,6 +63,7 @@ class Transaction:
     oda: OdaResult = field(default_factory=OdaResult)
     icc_key: PublicKey | None = None
     cvm: Cvm = Cvm.NONE
+    asked: decision.AcType | None = None  # what terminal action analysis came to
 
     @property
     def objects(self) -> dict[int, bytes]:
@@ -87,7 +88,7 @@ class Transaction:
 
     @property
     def trust(self) -> Trust:
-        return self.setup.trust(self.request.date)
+        return self.setup.trust(self.request)
 
     def note(self, tvr: Tvr = Tvr.NONE, tsi: Tsi = Tsi.NONE) -> None:
         """Add what a step found."""
@@ -100,13 +101,7 @@ class Transaction:
     def check_card_data(self, *mandatory: Tag) -> None:
         """What must be there and readable (Book 3, 7.2 and 7.5). Raises `CardFault`."""
         self.card.require(*mandatory)
-        self.card.check_lengths(_USED)
-        digits = self.pan.digits
-        dates = (self.card[Tag.EXPIRATION_DATE], self.card.get(Tag.EFFECTIVE_DATE))
-        if not digits.isdecimal() or len(digits) < PAN_DIGITS_MIN:
-            raise CardFault("parse_error")
-        if not all(restrictions.readable(date) for date in dates if date is not None):
-            raise CardFault("parse_error")
+        check_card_data(self.card)
 
     def default(self, tag: Tag) -> bytes | None:
         """What this terminal uses where the card has no such object of its own."""
@@ -129,10 +124,9 @@ class Transaction:
 
     def authentication_failed(self, method: OdaMethod, reason: str) -> None:
         """TVR bits of a failed method (Book 3, 10.3)."""
-        missing = Tvr.CARD_DATA_MISSING if reason == "missing_data" else Tvr.NONE
         self.oda = OdaResult(OdaStatus.FAILED, method, reason)
         self.icc_key = None
-        self.note(_FAILED[method] | missing, Tsi.ODA_PERFORMED)
+        self.note(failed_authentication(method, reason), Tsi.ODA_PERFORMED)
 
     def take(self, answer: Answer, *, signed: bool) -> bool:
         """Take in the answer to GENERATE AC. False: it was to be signed (CDA), and the signature does not hold.
@@ -173,6 +167,22 @@ class Transaction:
             oda=self.oda,
             cvm=self.cvm,
         )
+
+
+def check_card_data(card: CardObjects) -> None:
+    """Whether what decides can be read, as far as it is there. Raises `CardFault("parse_error")`."""
+    card.check_lengths(_USED)
+    digits = card[Tag.PAN].hex().upper().rstrip("F") if Tag.PAN in card else None
+    if digits is not None and (not digits.isdecimal() or len(digits) < PAN_DIGITS_MIN):
+        raise CardFault("parse_error")
+    dates = (card.get(Tag.EXPIRATION_DATE), card.get(Tag.EFFECTIVE_DATE))
+    if not all(restrictions.readable(date) for date in dates if date is not None):
+        raise CardFault("parse_error")
+
+
+def failed_authentication(method: OdaMethod, reason: str) -> Tvr:
+    """TVR bits of a method that failed before a cryptogram (Book 3, 10.3)."""
+    return _FAILED[method] | (Tvr.CARD_DATA_MISSING if reason == "missing_data" else Tvr.NONE)
 
 
 def read_card(

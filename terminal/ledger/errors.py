@@ -4,7 +4,14 @@ money, and what to do. No message holds card data, a key or an amount.
 
 from __future__ import annotations
 
+import errno
+import sqlite3
+from typing import Final
+
 from terminal.errors import TerminalError
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL_DATABASE: Final = frozenset({sqlite3.SQLITE_FULL})
 
 
 class LedgerError(TerminalError):
@@ -41,19 +48,27 @@ class LedgerCorrupt(LedgerError):
         )
 
 
-class JournalFull(LedgerError):
+class NoRoom(LedgerError):
     """No room for another sale. What is running or waiting for the host can still be finished."""
+
+
+class JournalFull(NoRoom):
+    """The journal holds as much as it can that waits for the host."""
 
 
 class DiskTrouble(LedgerError):
     """The storage refused a read, a write or a flush (full, read-only, I/O error)."""
 
+    full = False
+
     @classmethod
     def of(cls, error: BaseException) -> DiskTrouble:
-        return cls(
+        made = cls(
             f"the storage failed ({error}): whether the last sale was recorded is known only after a restart, so do "
             "not hand over goods for it; check the SD card and free space, then restart"
         )
+        made.full = getattr(error, "errno", None) in _FULL or getattr(error, "sqlite_errorcode", None) in _FULL_DATABASE
+        return made
 
 
 class IllegalTransition(LedgerError):
@@ -76,6 +91,10 @@ class AnswerRejected(LedgerError):
             "if this repeats, compare the host's key and the terminal's configuration"
         )
         self.reason = reason
+
+
+class BackupError(LedgerError):
+    """A backup could not be written, or what is read is no whole backup. The ledger itself is not concerned."""
 
 
 class NoSuchTransaction(LedgerError):

@@ -4,6 +4,9 @@ AES-256-GCM with a random nonce; associated data names table, column and primary
 another row or column does not decrypt (layout: docs/formats.md, Encrypted fields). Random 96-bit nonces are good for
 2^32 messages under one key; a terminal writes some ten for each sale, and would need four hundred million sales.
 
+New values are sealed under the current key. A value under a retired key opens as long as that key is on the ring, so
+the cells can move to a new key in small steps while sales go on.
+
 A field's `db_value` is not told which row it serves. So the accessor wraps what is assigned together with its row, and
 `db_value` takes nothing else: `insert_many`, `update` and `where` on such a field raise `TypeError` instead of storing
 or comparing plaintext. What is read stays sealed until somebody looks at it.
@@ -21,32 +24,35 @@ from peewee import Field, FieldAccessor, Model
 
 from terminal.clock import Entropy
 from terminal.ledger.errors import LedgerCorrupt
-from terminal.ledger.keys import SecretKey
+from terminal.ledger.keys import Keyring
 
-_KEY_ID_BYTES: Final = 4
+KEY_ID_BYTES: Final = 4
 _NONCE_BYTES: Final = 12
 _VALUE = TypeVar("_VALUE")
 
 
 class FieldCipher:
-    """Seals and opens single cells with the data key."""
+    """Seals single cells with the current data key, opens them with whichever key of the ring they name."""
 
-    def __init__(self, key: SecretKey, entropy: Entropy) -> None:
-        self._key_id = key.id
-        self._cipher = AESGCM(key.material)
+    def __init__(self, keys: Keyring, entropy: Entropy) -> None:
+        self.keys: Final = keys
+        self.current_id: Final = keys.current.id
+        self._ciphers = {key.id: AESGCM(key.material) for key in (*keys.retired, keys.current)}
+        self._current = self._ciphers[self.current_id]
         self._entropy = entropy
 
     def seal(self, plaintext: bytes, *, table: str, column: str, row: str) -> bytes:
         nonce = self._entropy(_NONCE_BYTES)
-        return self._key_id + nonce + self._cipher.encrypt(nonce, plaintext, _cell(table, column, row))
+        return self.current_id + nonce + self._current.encrypt(nonce, plaintext, _cell(table, column, row))
 
     def open(self, sealed: bytes, *, table: str, column: str, row: str) -> bytes:
-        """Raises `LedgerCorrupt` for a cell that was altered or moved. That the key is right was made sure before."""
-        nonce = sealed[_KEY_ID_BYTES : _KEY_ID_BYTES + _NONCE_BYTES]
+        """Raises `LedgerCorrupt` for a cell that was altered or moved. That no key is missing was made sure before."""
+        nonce = sealed[KEY_ID_BYTES : KEY_ID_BYTES + _NONCE_BYTES]
+        cipher = self._ciphers.get(sealed[:KEY_ID_BYTES])
         try:
-            if sealed[:_KEY_ID_BYTES] != self._key_id:
-                raise ValueError("another key's id")
-            return self._cipher.decrypt(nonce, sealed[_KEY_ID_BYTES + _NONCE_BYTES :], _cell(table, column, row))
+            if cipher is None:
+                raise ValueError("the id of no known key")
+            return cipher.decrypt(nonce, sealed[KEY_ID_BYTES + _NONCE_BYTES :], _cell(table, column, row))
         except (InvalidTag, ValueError) as error:
             raise LedgerCorrupt(
                 f"a value in {table}.{column} was altered or moved: it is not used, and nothing is lost, since it was "

@@ -13,32 +13,40 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
-from terminal.clock import Clock, Entropy
+import msgspec
+
+from terminal.clock import Clock, ClockSet, ClockStepped, ClockWatch, Entropy
+from terminal.ledger.archive import Archive
 from terminal.ledger.errors import (
     AnswerRejected,
     DiskTrouble,
     JournalFull,
+    KeyUnavailable,
     LedgerCorrupt,
-    LedgerError,
     LedgerLocked,
+    NoRoom,
     NoSuchTransaction,
     ReferenceTaken,
 )
-from terminal.ledger.journal import UNFLUSHED_MAX, FileMedium, Journal, Medium, Record, RecordType, storage_errors
-from terminal.ledger.keys import TerminalKeys
-from terminal.ledger.recovery import RecoveryReport, move_aside, recover
+from terminal.ledger.inspection import Inspection
+from terminal.ledger.journal import FileMedium, Journal, Medium, RecordType, storage_errors, sync_directory
+from terminal.ledger.keys import TerminalKeys, key_id
+from terminal.ledger.medium import MirrorMedium
+from terminal.ledger.parts import Parts
+from terminal.ledger.recovery import RecoveryReport, SecondCopy, move_aside, recover
 from terminal.ledger.sealing import digest
 from terminal.ledger.states import AT_RISK, State, advance
 from terminal.ledger.store import Store, facts_of, outbox_key
+from terminal.ledger.upkeep import Retention, Upkeep
 from terminal.ledger.values import (
     Answer,
     CardSummary,
@@ -56,6 +64,7 @@ from terminal.money import Amount, Currency
 
 JOURNAL_NAME: Final = "journal"
 DATABASE_NAME: Final = "ledger.db"
+ARCHIVE_NAME: Final = "archive"
 
 REFERENCE_CHARS_MAX: Final = 64  # it must fit into a record's body whatever its letters
 REASON_CHARS_MAX: Final = 64
@@ -63,14 +72,17 @@ REASON_CHARS_MAX: Final = 64
 # Room that a new sale must leave, so that everything already begun can still be finished and told.
 _SLOTS_OF_A_SALE: Final = 9  # OPEN CARD OUTCOME SHOWN ANSWER, deferred OUTCOME, REVERSAL ANSWER SHOWN
 _SLOTS_OF_AN_ENVELOPE: Final = 4  # ANSWER REVERSAL ANSWER SHOWN
-_SLOTS_OF_EVENTS: Final = 64  # starts, stops and link reports while the journal is being replaced
-
-_PENDING_MAX: Final = UNFLUSHED_MAX - 4  # a commit adds two records at most
+_SLOTS_OF_EVENTS: Final = 64  # starts, stops and link reports until somebody has come
+_SPARE_PAGES_OF_A_SALE: Final = 16  # of the database: a sale to its end takes eight to twelve
 
 _RECENT: Final = 64  # sales among which the latest time is looked for: a clock that was wrong longer was noticed
 _NOTES_MAX: Final = 12  # of one kind within the time below: a flapping link must not fill the journal in days
 _NOTE_CHARS_MAX: Final = 300  # of one detail, so that a note fits into its record whatever somebody else's message says
 _NOTES_PER_MS: Final = 3_600_000
+_HEAD_EVERY_MS: Final = 600_000  # of sync's journal: what was put back loses more than ten minutes
+
+_WAITING: Final = frozenset({State.AUTHORISING, State.ACCEPTED, State.REVERSING})
+"""An envelope waits for the host's answer."""
 
 OpenMedium: TypeAlias = Callable[[Path, int], Medium]
 MakeEnvelope: TypeAlias = Callable[[int], str]
@@ -78,11 +90,24 @@ MakeEnvelope: TypeAlias = Callable[[int], str]
 
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
-    """The journal's size and the epoch count when a ledger is made."""
+    """Where and how large. The journal's size and the epoch count when a ledger is made."""
 
-    journal_size_bytes: int = 256 * 1024 * 1024  # 16,384 slots: about 3,200 sales of five records
+    journal_size_bytes: int = 256 * 1024 * 1024  # 16,384 slots: about 3,200 sales of five records wait for the host
     wal_size_bytes: int = 4 * 1024 * 1024  # some forty sales between two checkpoints
     epoch: int = 1
+    journal: Path | None = None  # a file or partition of its own; otherwise in the ledger's directory
+    second_journal: Path | None = None
+    retention: Retention = field(default_factory=Retention)
+    may_begin: bool = True  # where there is no ledger; false, and a disk that is not mounted is no new terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A place in a journal's chain, as one service tells it to the other; `mac` in hex."""
+
+    epoch: int
+    sequence: int
+    mac: str
 
 
 class Ledger:
@@ -92,35 +117,53 @@ class Ledger:
         self,
         *,
         directory: Path,
-        journal: Journal,
-        store: Store,
+        parts: Parts,
         report: RecoveryReport,
+        second: _Second,
+        keys: TerminalKeys,
+        settings: LedgerSettings,
         clock: Clock,
         entropy: Entropy,
     ) -> None:
         self._directory = directory
+        self._released = False
         self._release = ExitStack()  # what `open` took: database, journal, lock
-        self._journal = journal
-        self._store = store
+        self._parts = parts
         self._clock = clock
         self._entropy = entropy
-        self._lock = threading.RLock()
-        self._broken: LedgerError | None = None
-        self._closed = False
-        self._pending: list[Record] = []  # written to the journal, not yet applied to the database
-        self._opened: dict[UUID, Transaction] = {}  # what OPEN records among them began
-        self._shown: dict[UUID, str] = {}  # what SHOWN records among them say
         self._latest_wall_ms: int | None = None
         self._noted: dict[str, list[int]] = {}
         self._left_out: dict[str, int] = {}
-        self._overwritten: set[int] = set()  # payloads zeroed in the journal, not yet flushed
-        self._at_risk = {transaction.id: transaction for transaction in store.at_risk()}
-        # When each came to be, on this boot's running clock: setting the wall clock makes no sale older or younger.
-        self._born_ms = {transaction.id: self._birth_ms(transaction) for transaction in self._at_risk.values()}
-        self._next_number = store.last_number() + 1
-        self._next_envelope = store.last_envelope_number() + 1
-        self.epoch: Final = journal.epoch
+        self._watch = ClockWatch(clock)
+        self._files = _Files(directory)
+        self._ran_ms = parts.store.running().until(clock) - clock.monotonic_ms()
+        self._at_risk = {transaction.id: transaction for transaction in parts.store.at_risk()}
+        self._running = {each.id for each in self._at_risk.values() if each.state is not State.ACCEPTED}
+        # Kept here, for the idle screen asks every second: reading thousands of encrypted rows as often would be felt.
+        self._waiting = {each.id: each for each in parts.store.in_states(_WAITING)}
+        self._next_number = parts.store.last_number() + 1
+        self._next_envelope = parts.store.last_envelope_number() + 1
+        self._second = second
+        self._sync_head_ms: int | None = None
+        self.epoch: Final = parts.journal.epoch
         self.recovery: Final = report
+        self.inspection: Final = Inspection(
+            parts,
+            directory=directory,
+            journal=settings.journal or directory / JOURNAL_NAME,
+            keys=keys,
+            clock=clock,
+            entropy=entropy,
+        )
+        self.upkeep: Final = Upkeep(
+            parts,
+            self.inspection,
+            retention=settings.retention,
+            keys=[keys.data.current.id.hex(), keys.chain.id.hex(), key_id(keys.host_sealing)],
+            clock=clock,
+            entropy=entropy,
+            commit_checkpoint=self._commit_checkpoint,
+        )
 
     @classmethod
     def open(
@@ -139,30 +182,50 @@ class Ledger:
         """
         settings = settings or LedgerSettings()
         path = directory / DATABASE_NAME
+        mirror: MirrorMedium | None = None
+        second_state = _Second()
         with ExitStack() as opened:
+            if not settings.may_begin and not (path.exists() or (directory / JOURNAL_NAME).exists()):
+                raise DiskTrouble(
+                    f"there is no ledger in {directory}, and none is to be begun: nothing was charged; mount the "
+                    "storage that holds it, or set `begin = true` in [ledger] for a terminal that is really new"
+                )
+            opened.enter_context(locked(directory))
             with storage_errors():
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            opened.callback(os.close, lock)
-            _take(lock, directory)
-            with storage_errors():
-                tape = medium(directory / JOURNAL_NAME, settings.journal_size_bytes)
+                tape = medium(settings.journal or directory / JOURNAL_NAME, settings.journal_size_bytes)
+            if settings.second_journal is not None:
+                tape = mirror = MirrorMedium(tape, settings.second_journal, second_state.changed)
             opened.callback(tape.close)
+            second = SecondCopy()
             journal = Journal(
-                tape, data=keys.data, chain=keys.chain, epoch=settings.epoch, clock=clock, entropy=entropy
+                tape,
+                data=keys.data,
+                chain=keys.chain,
+                epoch=settings.epoch,
+                clock=clock,
+                entropy=entropy,
+                copies=second,
             )
+            archive = Archive(directory / ARCHIVE_NAME, keys.data, keys.chain, entropy)
             store, report = recover(
                 journal,
+                archive,
                 path,
                 lambda: Store(path, keys.data, keys.chain, entropy),
+                second,
                 log_size_bytes=settings.wal_size_bytes,
             )
             opened.callback(store.close)
+            parts = Parts(journal, store, archive, mirror)
+            parts.has_retired_keys = bool(keys.data.retired)
+            parts.reclaim()
             ledger = cls(
                 directory=directory,
-                journal=journal,
-                store=store,
+                parts=parts,
                 report=report,
+                second=second_state,
+                keys=keys,
+                settings=settings,
                 clock=clock,
                 entropy=entropy,
             )
@@ -171,18 +234,17 @@ class Ledger:
 
     def close(self) -> None:
         """Make everything durable and let go. A database found damaged is moved aside, the next start rebuilds it."""
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                if self._broken is None:
-                    self.flush()
-            finally:
-                self._closed = True
-                with self._release:
-                    self._store.close()
-                    if isinstance(self._broken, LedgerCorrupt) and self._broken.sequence is None:
-                        move_aside(self._directory / DATABASE_NAME)
+        if self._released:
+            return
+        self._released = True
+        try:
+            self._parts.shut()
+        finally:
+            with self._release:
+                self._parts.store.close()
+                broken = self._parts.broken
+                if isinstance(broken, LedgerCorrupt) and broken.sequence is None:
+                    move_aside(self._directory / DATABASE_NAME)
 
     # Changes
 
@@ -194,17 +256,13 @@ class Ledger:
         """
         if reference is not None and not 0 < len(reference) <= REFERENCE_CHARS_MAX:
             raise ValueError(f"a reference has 1 to {REFERENCE_CHARS_MAX} characters")
-        with self._held():
+        with self._parts.held():
             earlier = None if reference is None else self._by_reference(reference)
             if earlier is not None:
                 if earlier.amount != amount:
                     raise ReferenceTaken
                 return earlier
-            if self._journal.free_slots < self._slots_kept() + _SLOTS_OF_A_SALE:
-                raise JournalFull(
-                    "the journal has room only for what is already running or waiting for the host: this sale was not "
-                    "begun and nothing was charged; send what is waiting, then start a new epoch on fresh storage"
-                )
+            self._make_sure_of_room()
             transaction = Transaction(
                 id=UUID(bytes=self._entropy(16), version=4),
                 number=self._next_number,
@@ -214,14 +272,15 @@ class Ledger:
                 opened_at_ms=self._clock.wall_ms(),
                 clock_synchronised=self._clock.synchronised(),
                 state=State.OPENED,
+                running_ms=self._running_ms(),
             )
-            self._append_unflushed(RecordType.OPEN, facts_of(transaction))
+            self._parts.append_unflushed(RecordType.OPEN, facts_of(transaction))
             self._next_number += 1
-            self._opened[transaction.id] = transaction
+            self._parts.opened[transaction.id] = transaction
             if self._latest_wall_ms is not None:
                 self._latest_wall_ms = max(self._latest_wall_ms, transaction.opened_at_ms)
             self._at_risk[transaction.id] = transaction
-            self._born_ms[transaction.id] = self._clock.monotonic_ms()
+            self._running.add(transaction.id)
             return transaction
 
     def commit_outcome(
@@ -241,7 +300,7 @@ class Ledger:
         """
         if len(reason) > REASON_CHARS_MAX:
             raise ValueError(f"a reason has at most {REASON_CHARS_MAX} characters")
-        with self._held():
+        with self._parts.held():
             before = self._find(transaction)
             advance(before.state, decision.change)
             sends = before.state is State.OPENED and decision in {Decision.ONLINE, Decision.ACCEPTED}
@@ -254,7 +313,8 @@ class Ledger:
             body = facts_of(before) | {
                 "decision": decision.value,
                 "reason": reason,
-                "card": None if card is None else asdict(card),
+                "scheme": None if card is None else card.scheme,
+                "contact": card is not None and card.contact,
                 "envelope": None,
             }
             if envelope is not None:
@@ -263,9 +323,10 @@ class Ledger:
                 body["envelope"] = sent
                 # CARD first: an OUTCOME that continues the chain then never lacks its envelope.
                 named = {"transaction": str(transaction), "event": Event.AUTHORISATION.value}
-                self._append(RecordType.CARD, named | sent, jws.encode("ascii"))
-            self._append(RecordType.OUTCOME, body)
-            self._commit()
+                self._parts.append(RecordType.CARD, named | sent, jws.encode("ascii"))
+            # What names the card is the payload: it can be erased, the record and its place in the chain stay.
+            self._parts.append(RecordType.OUTCOME, body, b"" if card is None else msgspec.json.encode(asdict(card)))
+            self._parts.commit()
             self._next_envelope += envelope is not None
             return self._settle(transaction)
 
@@ -275,8 +336,8 @@ class Ledger:
         Raises `IllegalTransition`, `NoSuchTransaction`, `AnswerRejected` (for another envelope), `DiskTrouble`.
         """
         key = outbox_key(transaction, event)
-        with self._held():
-            found = self._store.outbox_item(key)
+        with self._parts.held():
+            found = self._parts.store.outbox_item(key)
             if found is None:
                 raise NoSuchTransaction(key)
             item, _ = found
@@ -294,15 +355,36 @@ class Ledger:
                 "reason": answer.reason,
                 "authorisation_code": answer.authorisation_code,
                 "rrn": answer.rrn,
-                "card_ref": answer.card_ref,
                 "sha256": item.sha256,
             }
-            self._append(RecordType.ANSWER, body, jws.encode("ascii"))
-            self._commit()
-            for sequence in self._store.erasable():
-                self._journal.erase(sequence)
-                self._overwritten.add(sequence)
+            self._parts.append(RecordType.ANSWER, body, jws.encode("ascii"))
+            self._parts.commit()
+            self._parts.overwrite(self._parts.store.erasable())
             return self._settle(transaction)
+
+    def commit_countersignature(self, checkpoint: UUID, answer: Answer, jws: str) -> None:
+        """The host has countersigned a checkpoint, durable on return. A repetition changes nothing.
+
+        Raises `NoSuchTransaction`, `AnswerRejected` (for another envelope), `DiskTrouble`.
+        """
+        key = outbox_key(checkpoint, Event.CHECKPOINT)
+        with self._parts.held():
+            found = self._parts.store.outbox_item(key)
+            if found is None:
+                raise NoSuchTransaction(key)
+            item, _ = found
+            if item.answered:
+                return
+            if answer.envelope != item.sha256:
+                raise AnswerRejected("envelope", "it answers another envelope")
+            body = {
+                "transaction": str(checkpoint),
+                "event": Event.CHECKPOINT.value,
+                "decision": answer.decision.value,
+                "sha256": item.sha256,
+            }
+            self._parts.append(RecordType.ANSWER, body, jws.encode("ascii"))
+            self._parts.commit()
 
     def commit_reversal(self, transaction: UUID, reason: ReversalReason, envelope: MakeEnvelope) -> Transaction:
         """Take a sale back, durable on return and queued for the host.
@@ -310,7 +392,7 @@ class Ledger:
         `timeout` and `recovered` fit only while no answer has come; `void` also takes back what was sold. Raises
         `IllegalTransition`, `NoSuchTransaction`, `DiskTrouble`.
         """
-        with self._held():
+        with self._parts.held():
             advance(self._find(transaction).state, reason.change)
             jws = envelope(self._next_envelope)
             body = {
@@ -319,18 +401,18 @@ class Ledger:
                 "number": self._next_envelope,
                 "sha256": digest(jws),
             }
-            self._append(RecordType.REVERSAL, body, jws.encode("ascii"))
-            self._commit()
+            self._parts.append(RecordType.REVERSAL, body, jws.encode("ascii"))
+            self._parts.commit()
             self._next_envelope += 1
             return self._settle(transaction)
 
     def mark_shown(self, transaction: UUID, screen: str) -> None:
         """The customer was shown a result. Durable with the next commit or `flush`: showing it twice harms nobody."""
-        with self._held():
+        with self._parts.held():
             if self._find(transaction).shown == screen:
                 return
-            self._append_unflushed(RecordType.SHOWN, {"transaction": str(transaction), "screen": screen})
-            self._shown[transaction] = screen
+            self._parts.append_unflushed(RecordType.SHOWN, {"transaction": str(transaction), "screen": screen})
+            self._parts.shown[transaction] = screen
 
     def note(self, what: str, **details: str | int | bool | None) -> bool:
         """Write something into the audit trail; durable with the next commit or `flush`. No card data, no keys.
@@ -338,8 +420,8 @@ class Ledger:
         False when the journal's remaining room is kept for money: audit must not cost a sale its answer. A link or a
         reader that flaps is written down now and then, with the number of times that were left out.
         """
-        with self._held():
-            if self._journal.free_slots <= self._slots_kept():
+        with self._parts.held():
+            if self._parts.journal.free_slots <= self._slots_kept():
                 return False
             now_ms = self._clock.monotonic_ms()
             written = [at_ms for at_ms in self._noted.get(what, ()) if now_ms - at_ms < _NOTES_PER_MS]
@@ -352,14 +434,62 @@ class Ledger:
             for name, value in details.items():
                 if isinstance(value, str):
                     details[name] = value[:_NOTE_CHARS_MAX]
-            self._append_unflushed(RecordType.EVENT, {"what": what, "details": details})
+            self._parts.append_unflushed(RecordType.EVENT, {"what": what, "details": details})
             return True
+
+    def head(self) -> Head:
+        """The last record that is durable."""
+        with self._parts.held():
+            at = self._parts.committed
+            return Head(self.epoch, at.sequence, at.mac.hex())
+
+    def holds(self, head: Head) -> bool:
+        """Whether this record is in the chain, or so old that nobody can tell."""
+        with self._parts.held():
+            if head.sequence > self._parts.journal.last.sequence:
+                return False
+            copy = self._parts.store.copy(head.sequence)
+        if copy is not None:
+            return copy[0].endswith(bytes.fromhex(head.mac))
+        found = self.inspection.records(head.sequence - 1, 1)
+        return not found or found[0].sequence != head.sequence or found[0].mac.hex() == head.mac
+
+    def sync_head(self) -> Head | None:
+        """The newest head of sync's journal that is written down here."""
+        with self._parts.held():
+            held = self._parts.store.sync_head()
+        return None if held is None else Head(held["epoch"], held["sequence"], held["mac"])
+
+    def note_sync_head(self, head: Head) -> None:
+        """Write it down, unless that was done or one was written not long ago."""
+        if self._sync_head_ms is not None and self._clock.monotonic_ms() - self._sync_head_ms < _HEAD_EVERY_MS:
+            return
+        if self.sync_head() != head and self.note("sync_head", **asdict(head)):
+            self._sync_head_ms = self._clock.monotonic_ms()
+
+    @property
+    def second_trouble(self) -> str | None:
+        """Why there is only one copy of the journal though two are configured."""
+        return self._second.trouble
+
+    def look_around(self) -> None:
+        """For idle time: write down what happened to the clock and to the journal's second copy.
+
+        True times are filled in from the first: an unset clock does not stay in the books.
+        """
+        while self._second.news:
+            self.note("second_journal", trouble=self._second.news.pop(0))
+        for happened in self._watch.look():
+            match happened:
+                case ClockSet(boot_id, offset_ms):
+                    self.note("clock_set", boot_id=str(boot_id), offset_ms=offset_ms)
+                case ClockStepped(by_ms):
+                    self.note("clock_step", by_ms=by_ms)
 
     def flush(self) -> None:
         """For idle time: everything so far is durable on return."""
-        with self._held():
-            if self._pending or self._overwritten:
-                self._commit()
+        with self._parts.held():
+            self._parts.commit()
 
     def mark_handed_over(self, keys: Iterable[str]) -> None:
         """Sync has stored these durably: not offered again until the next start.
@@ -367,149 +497,115 @@ class Ledger:
         Not flushed: whoever gets an item twice knows it by its key, and offering everything unanswered again at each
         start heals a spool that was lost.
         """
-        with self._held():
-            self._store.mark_handed_over(keys)
+        with self._parts.held():
+            self._parts.store.mark_handed_over(keys)
 
     def offer_again(self) -> None:
         """Sync has lost its spool: offer everything unanswered again."""
-        with self._held():
-            self._store.offer_again()
+        with self._parts.held():
+            self._parts.store.offer_again()
 
     # Questions
 
     def transaction(self, transaction: UUID) -> Transaction:
         """Raises `NoSuchTransaction`."""
-        with self._held():
+        with self._parts.held():
             return self._find(transaction)
 
     def by_reference(self, reference: str) -> Transaction | None:
-        with self._held():
+        with self._parts.held():
             return self._by_reference(reference)
 
     def transactions(self, limit: int, before: int | None = None) -> list[Transaction]:
         """Newest first; `before` leaves out that number and all later ones, for the next page."""
-        with self._held():
+        with self._parts.held():
             before = self._next_number if before is None else before
-            pending = [transaction for transaction in self._opened.values() if transaction.number < before]
+            pending = [transaction for transaction in self._parts.opened.values() if transaction.number < before]
             pending.sort(key=lambda transaction: -transaction.number)
-            return [*pending, *map(self._overlaid, self._store.transactions(limit, before))][:limit]
+            return [*pending, *map(self._overlaid, self._parts.store.transactions(limit, before))][:limit]
 
     def authorising(self) -> list[Transaction]:
         """What waits for the host while a customer waits."""
-        with self._held():
+        with self._parts.held():
             return [transaction for transaction in self._at_risk.values() if transaction.state is State.AUTHORISING]
 
     def completing(self) -> list[Transaction]:
         """Approved by the host, the card's last word missing."""
-        with self._held():
-            return self._store.in_states([State.COMPLETING])
+        with self._parts.held():
+            return self._parts.store.in_states([State.COMPLETING])
 
     def opened(self) -> list[Transaction]:
-        with self._held():
+        with self._parts.held():
             return [transaction for transaction in self._at_risk.values() if transaction.state is State.OPENED]
 
     def unshown(self) -> list[Transaction]:
         """Sold as far as the ledger knows, but the customer may never have seen it."""
-        with self._held():
-            return [transaction for transaction in self._store.unshown() if transaction.id not in self._shown]
+        with self._parts.held():
+            return [
+                transaction for transaction in self._parts.store.unshown() if transaction.id not in self._parts.shown
+            ]
 
     def outbox(self, limit: int) -> list[OutboxItem]:
         """What is to be handed over to sync: urgent first, then in the order of its numbers."""
-        with self._held():
-            return [self._with_envelope(item, held) for item, held in self._store.outbox(limit)]
+        with self._parts.held():
+            return [self._with_envelope(item, held) for item, held in self._parts.store.outbox(limit)]
 
     def outbox_item(self, key: str) -> OutboxItem:
         """Raises `NoSuchTransaction`."""
-        with self._held():
-            found = self._store.outbox_item(key)
+        with self._parts.held():
+            found = self._parts.store.outbox_item(key)
             if found is None:
                 raise NoSuchTransaction(key)
             return self._with_envelope(*found)
 
     def unsent(self) -> list[Unsent]:
         """What waits for the host's answer, handed over or not, per currency."""
-        with self._held():
-            return self._store.unsent()
+        with self._parts.held():
+            waiting = list(self._waiting.values())
+        by_code: dict[str, list[Transaction]] = {}
+        for transaction in waiting:
+            by_code.setdefault(transaction.amount.currency.code, []).append(transaction)
+        return [
+            Unsent(
+                currency=some[0].amount.currency,
+                sum_minor=sum(one.amount.minor for one in some),
+                count=len(some),
+                oldest_wall_ms=min(one.opened_at_ms for one in some),
+            )
+            for _, some in sorted(by_code.items())
+        ]
 
     def exposure(self, currency: Currency) -> Exposure:
         """What the merchant stands to lose, open sales included."""
-        with self._held():
+        with self._parts.held():
             some = [transaction for transaction in self._at_risk.values() if transaction.amount.currency == currency]
-            now_ms = self._clock.monotonic_ms()
         return Exposure(
             sum_minor=sum(transaction.amount.minor for transaction in some),
             count=len(some),
             oldest_wall_ms=min((transaction.opened_at_ms for transaction in some), default=None),
-            age_ms=max((now_ms - self._born_ms[transaction.id] for transaction in some), default=0),
+            age_ms=max(map(self._age_ms, some), default=0),
         )
 
     def totals(self) -> list[Total]:
-        with self._held():
-            return self._store.totals()
+        with self._parts.held():
+            return self._parts.store.totals()
 
     @property
     def latest_wall_ms(self) -> int:
         """The latest moment at which a sale was opened, by whatever the clock said."""
-        with self._held():
+        with self._parts.held():
             if self._latest_wall_ms is None:
-                recent = self._store.transactions(_RECENT, sys.maxsize)
-                opened = [each.opened_at_ms for each in (*recent, *self._opened.values())]
+                recent = self._parts.store.transactions(_RECENT, sys.maxsize)
+                opened = [each.opened_at_ms for each in (*recent, *self._parts.opened.values())]
                 self._latest_wall_ms = max(opened, default=0)
             return self._latest_wall_ms
 
     @property
     def free_slots(self) -> int:
-        with self._held():
-            return self._journal.free_slots
-
-    def verify(self) -> int:
-        """Read the whole journal, compare it with the ledger's copy; the number of records. Raises `LedgerCorrupt`.
-
-        For an idle hour, since sales wait meanwhile: a start only reads what is new.
-        """
-        with self._held():
-            self._commit()
-            count = 0
-            for record in self._journal.audit():
-                if self._store.record(record.sequence) != record.trimmed:
-                    raise LedgerCorrupt(
-                        "the ledger's copy of the journal differs: ledger.db is rebuilt at the next start"
-                    )
-                count += 1
-            return count
+        with self._parts.held():
+            return self._parts.journal.free_slots
 
     # Inside
-
-    @contextmanager
-    def _held(self) -> Generator[None]:
-        """The lock, and the rule that a ledger in doubt does nothing."""
-        with self._lock:
-            if self._closed:
-                raise LedgerError("the ledger is closed: nothing was recorded; open it again")
-            if self._broken is not None:
-                raise type(self._broken)(str(self._broken)) from self._broken
-            try:
-                yield
-            except (DiskTrouble, LedgerCorrupt) as error:
-                self._broken = error
-                raise
-
-    def _append(self, type_: RecordType, body: dict[str, Any], payload: bytes = b"") -> None:
-        self._pending.append(self._journal.append(type_, body, payload))
-
-    def _append_unflushed(self, type_: RecordType, body: dict[str, Any]) -> None:
-        """For what has no flush of its own; bounded, so that a commit never finds the journal's window full."""
-        if len(self._pending) >= _PENDING_MAX:
-            self._commit()
-        self._append(type_, body)
-
-    def _commit(self) -> None:
-        self._journal.flush()
-        self._store.apply(self._pending, self._overwritten)
-        self._pending.clear()
-        self._opened.clear()
-        self._shown.clear()
-        self._overwritten.clear()
 
     def _settle(self, transaction: UUID) -> Transaction:
         """Read back what was committed, and keep the sum at risk in step."""
@@ -518,31 +614,71 @@ class Ledger:
             self._at_risk[transaction] = after
         else:
             self._at_risk.pop(transaction, None)
-            self._born_ms.pop(transaction, None)
+        if after.state not in AT_RISK or after.state is State.ACCEPTED:
+            self._running.discard(transaction)
+        if after.state in _WAITING:
+            self._waiting[transaction] = after
+        else:
+            self._waiting.pop(transaction, None)
         return after
 
-    def _birth_ms(self, transaction: Transaction) -> int:
-        """Of a sale from an earlier run: by the wall clock if that could be trusted then and now, else from now on."""
-        now_ms = self._clock.monotonic_ms()
-        if not (transaction.clock_synchronised and self._clock.synchronised()):
-            return now_ms
-        return now_ms - max(0, self._clock.wall_ms() - transaction.opened_at_ms)
+    def _age_ms(self, transaction: Transaction) -> int:
+        """By running time, which no setting of a clock changes; by wall time, too, where that can be trusted."""
+        ages_ms = [self._running_ms() - transaction.running_ms]
+        if (transaction.clock_synchronised or transaction.corrected) and self._clock.synchronised():
+            ages_ms.append(self._clock.wall_ms() - transaction.opened_at_ms)
+        return max(0, *ages_ms)
+
+    def _running_ms(self) -> int:
+        """How long this terminal has been running, over all its boots."""
+        return self._ran_ms + self._clock.monotonic_ms()
+
+    def _make_sure_of_room(self) -> None:
+        """Before the card is asked: this sale can be written down to its end. Raises `NoRoom`, `DiskTrouble`."""
+        self._files.check()
+        if self._parts.journal.free_slots < self._slots_kept() + _SLOTS_OF_A_SALE:
+            self._parts.commit()
+            self._parts.reclaim()
+        if self._parts.journal.free_slots < self._slots_kept() + _SLOTS_OF_A_SALE:
+            raise JournalFull(
+                "the journal has room only for what is already running or waiting for the host: this sale was not "
+                "begun and nothing was charged; bring back the network, so that what waits can be sent"
+            )
+        if self._parts.store.spare_pages() < _SPARE_PAGES_OF_A_SALE:
+            try:
+                self._parts.store.reserve(_SPARE_PAGES_OF_A_SALE)
+            except DiskTrouble as error:
+                if not error.full:
+                    raise
+                raise NoRoom(
+                    "the storage is full: this sale was not begun and nothing was charged, what is recorded is safe; "
+                    "make space, it goes on by itself"
+                ) from error
+
+    def _commit_checkpoint(self, id_: UUID, envelope: MakeEnvelope) -> None:
+        """For upkeep: where the journal stands, queued for the host; an older one that still waits need not be sent."""
+        jws = envelope(self._next_envelope)
+        body = {"checkpoint": str(id_), "number": self._next_envelope, "sha256": digest(jws)}
+        self._parts.append(RecordType.CHECKPOINT, body, jws.encode("ascii"))
+        self._parts.commit()
+        self._next_envelope += 1
+        self._parts.overwrite(self._parts.store.erasable())
 
     def _find(self, transaction: UUID) -> Transaction:
-        found = self._opened.get(transaction) or self._store.transaction(transaction)
+        found = self._parts.opened.get(transaction) or self._parts.store.transaction(transaction)
         if found is None:
             raise NoSuchTransaction(f"transaction {transaction}")
         return self._overlaid(found)
 
     def _by_reference(self, reference: str) -> Transaction | None:
-        for transaction in self._opened.values():
+        for transaction in self._parts.opened.values():
             if transaction.reference == reference:
                 return transaction
-        found = self._store.by_reference(reference)
+        found = self._parts.store.by_reference(reference)
         return None if found is None else self._overlaid(found)
 
     def _overlaid(self, transaction: Transaction) -> Transaction:
-        shown = self._shown.get(transaction.id)
+        shown = self._parts.shown.get(transaction.id)
         return transaction if shown is None else replace(transaction, shown=shown)
 
     def _with_envelope(self, item: OutboxItem, held: tuple[bytes, bytes] | None) -> OutboxItem:
@@ -550,23 +686,72 @@ class Ledger:
             return item
         if held is None:
             raise LedgerCorrupt(f"the envelope of {item.key} is gone from ledger.db: it is rebuilt at the next start")
-        jws = self._journal.open_payload(*held).decode("ascii")
+        altered = LedgerCorrupt(
+            f"the envelope of {item.key} is not the one recorded: ledger.db is rebuilt at the next start"
+        )
+        try:
+            jws = self._parts.journal.open_payload(*held).decode("ascii")
+        except (LedgerCorrupt, KeyUnavailable, struct.error) as error:
+            raise altered from error  # it is the database's copy that was read
         if digest(jws) != item.sha256:
-            raise LedgerCorrupt(
-                f"the envelope of {item.key} is not the one recorded: ledger.db is rebuilt at the next start"
-            )
+            raise altered
         return replace(item, envelope=jws)
 
     def _slots_kept(self) -> int:
-        running = sum(transaction.state is not State.ACCEPTED for transaction in self._at_risk.values())
-        return _SLOTS_OF_EVENTS + _SLOTS_OF_A_SALE * running + _SLOTS_OF_AN_ENVELOPE * self._store.waiting_count()
+        """What the running sales, and the envelopes that wait, may still have to write."""
+        running, waiting = len(self._running), self._parts.store.waiting_count()
+        return _SLOTS_OF_EVENTS + _SLOTS_OF_A_SALE * running + _SLOTS_OF_AN_ENVELOPE * waiting
 
 
-def _take(lock: int, directory: Path) -> None:
+@dataclass(slots=True)
+class _Second:
+    """How the journal's second copy is, and what of that is not written down yet."""
+
+    trouble: str | None = None
+    news: list[str | None] = field(default_factory=list)
+
+    def changed(self, trouble: str | None) -> None:
+        self.trouble = trouble
+        self.news.append(trouble)
+
+
+class _Files:
+    """Whether the ledger's files are still those that were opened: what is written elsewhere is lost in the end."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._opened = self._identities()
+
+    def check(self) -> None:
+        """Raises `DiskTrouble`."""
+        if self._identities() != self._opened:
+            raise DiskTrouble(
+                "the ledger's files were exchanged while it was open: nothing was charged; bring the storage back, it "
+                "goes on by itself"
+            )
+
+    def _identities(self) -> list[tuple[int, int]]:
+        with storage_errors():
+            found = [(self._directory / name).stat() for name in (".", DATABASE_NAME)]
+        return [(status.st_dev, status.st_ino) for status in found]
+
+
+@contextmanager
+def locked(directory: Path) -> Generator[None]:
+    """The exclusive lock on a ledger's directory, which is made if it is not there. Raises `LedgerLocked`."""
+    with storage_errors():
+        if not directory.exists():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_directory(directory.parent)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise LedgerLocked(
-            f"another process works with the ledger in {directory}: nothing was read or changed; use the "
-            "running service, or stop it first"
-        ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LedgerLocked(
+                f"another process works with the ledger in {directory}: nothing was read or changed; use the "
+                "running service, or stop it first"
+            ) from error
+        yield
+    finally:
+        os.close(lock)

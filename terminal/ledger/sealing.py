@@ -4,6 +4,9 @@ Card data is sealed with HPKE to the host's public key, bound to its sale by the
 open it again. The envelope around it is a signed JWS, so that whoever carries it can withhold it but not alter it. An
 answer counts only with the host's signature over exactly the sale and the envelope that were sent. Any JOSE library
 reads both.
+
+A checkpoint is an envelope without a sale: it says how far the journal has come. With the host's countersignature over
+it, nobody who holds every key of this terminal can replace what was recorded before without the host seeing it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import hashlib
 import re
 import struct
 from base64 import urlsafe_b64encode
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -22,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from terminal.ledger import jws as signatures
 from terminal.ledger.errors import AnswerRejected
-from terminal.ledger.journal import PAYLOAD_BYTES_MAX
+from terminal.ledger.journal import PAYLOAD_BYTES_MAX, Position
 from terminal.ledger.keys import key_id
 from terminal.ledger.values import Answer, Event, ReversalReason, Transaction, Verdict
 
@@ -33,7 +37,7 @@ _ID: Final = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
 
 _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 _SEALING_ADDS_BYTES: Final = 48  # encapsulated key and tag
-_ENVELOPE_TYPE: Final = "payterm-envelope"
+ENVELOPE_TYPE: Final = "payterm-envelope"
 _ANSWER_TYPE: Final = "payterm-answer"
 
 
@@ -115,6 +119,48 @@ class Envelopes:
         """Tell the host that the sale did not happen."""
         return self._sign({**self._facts(transaction, Event.REVERSAL, number), "reason": reason.value})
 
+    def checkpoint(
+        self,
+        id_: UUID,
+        *,
+        number: int,
+        sequence: int,
+        mac: bytes,
+        totals: Iterable[tuple[str, int, int]],
+        unsent: Iterable[tuple[str, int, int]],
+        archived: Position | None,
+        keys: Sequence[str],
+        taken_at_ms: int,
+        clock_synchronised: bool,
+        epoch_of: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Show the host where the journal stands: `sequence` and `mac` of a record that is durable.
+
+        `totals` (what is sold) and `unsent` are (currency code, count, sum in minor units); `keys` are the ids of the
+        keys in use. `epoch_of` is the epoch, sequence and mac that this epoch continues, as in its first record; None
+        for a terminal's first. It is said with every checkpoint, since the first one of an epoch may never arrive.
+        """
+        if epoch_of is not None and not (epoch_of["epoch"] < self._epoch and epoch_of["sequence"] < sequence):
+            raise ValueError("an epoch continues an earlier one, and a checkpoint of it is about a later record")
+        return self._sign({
+            "v": 1,
+            "event": Event.CHECKPOINT.value,
+            "checkpoint": str(id_),
+            "terminal": self.terminal,
+            "merchant": self._merchant,
+            "epoch": self._epoch,
+            "number": number,
+            "sequence": sequence,
+            "mac": mac.hex(),
+            "epoch_of": None if epoch_of is None else {name: epoch_of[name] for name in ("epoch", "sequence", "mac")},
+            "totals": _sums(totals),
+            "unsent": _sums(unsent),
+            "archived": None if archived is None else {"sequence": archived.sequence, "mac": archived.mac.hex()},
+            "keys": list(keys),
+            "taken_at": taken_at_ms,
+            "clock_synchronised": clock_synchronised,
+        })  # fmt: skip
+
     def _facts(self, transaction: Transaction, event: Event, number: int) -> dict[str, Any]:
         return {
             "v": 1,
@@ -134,13 +180,17 @@ class Envelopes:
 
     def _sign(self, payload: dict[str, Any]) -> str:
         encoded = msgspec.json.encode(payload)
-        jws = signatures.sign(encoded, self._signing_key, typ=_ENVELOPE_TYPE, kid=self._kid)
+        jws = signatures.sign(encoded, self._signing_key, typ=ENVELOPE_TYPE, kid=self._kid)
         if len(jws) > ENVELOPE_CHARS_MAX:
             raise ValueError(f"an envelope has at most {ENVELOPE_CHARS_MAX} characters")
         # Verify before writing: the host refuses a bad signature only when the customer is long gone.
-        if signatures.verify(jws, self._verifying_key, typ=_ENVELOPE_TYPE, kid=self._kid) != encoded:
+        if signatures.verify(jws, self._verifying_key, typ=ENVELOPE_TYPE, kid=self._kid) != encoded:
             raise ValueError("the signed envelope does not read back")
         return jws
+
+
+def _sums(figures: Iterable[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    return [{"currency": code, "count": count, "sum": sum_minor} for code, count, sum_minor in figures]
 
 
 _Word = Annotated[str, msgspec.Meta(pattern=r"\A[\x20-\x7e]*\Z", max_length=64)]  # goes to screens and receipts
@@ -168,6 +218,21 @@ class _Answer(msgspec.Struct, frozen=True):
     answered_at: int
 
 
+class _Countersignature(msgspec.Struct, frozen=True):
+    """The payload of the answer to a checkpoint, version 1."""
+
+    v: Literal[1]
+    event: Literal["checkpoint"]
+    checkpoint: UUID
+    terminal: str
+    envelope: str
+    decision: Literal["countersigned"]
+    answered_at: int
+
+
+_Payload = TypeVar("_Payload", _Answer, _Countersignature)
+
+
 def verify_answer(
     jws: str,
     answer_key: Ed25519PublicKey,
@@ -181,16 +246,7 @@ def verify_answer(
 
     Reasons: `size`, `form`, `signature`, `header`, or the name of what is not as it was sent.
     """
-    if len(jws) > ANSWER_CHARS_MAX:
-        raise AnswerRejected("size", f"it is longer than {ANSWER_CHARS_MAX} characters")
-    try:
-        payload = signatures.verify(jws, answer_key, typ=_ANSWER_TYPE, kid=key_id(answer_key))
-    except signatures.JwsError as error:
-        raise AnswerRejected(error.reason, str(error)) from error
-    try:
-        answer = msgspec.json.decode(payload, type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise AnswerRejected("form", str(error)) from error
+    answer = _read(jws, answer_key, _Answer)
     sent: dict[str, object] = {
         "transaction": transaction.id,
         "event": event.value,
@@ -199,9 +255,7 @@ def verify_answer(
         "currency": transaction.amount.currency.code,
         "envelope": envelope,
     }
-    for name, expected in sent.items():
-        if getattr(answer, name) != expected:
-            raise AnswerRejected(name, f"its {name} is not what was sent")
+    _compare(answer, sent)
     decision = Verdict(answer.decision)
     if (decision is Verdict.REVERSED) != (event is Event.REVERSAL):
         raise AnswerRejected("decision", f"'{decision}' answers no {event}")
@@ -217,3 +271,46 @@ def verify_answer(
         issuer_data=None if answer.issuer_data is None else bytes.fromhex(answer.issuer_data),
         answered_at_ms=answer.answered_at,
     )
+
+
+def verify_countersignature(
+    jws: str, answer_key: Ed25519PublicKey, *, id_: UUID, terminal: str, envelope: str
+) -> Answer:
+    """The host's answer to one checkpoint: `transaction` of the result is the checkpoint's id.
+
+    Raises `AnswerRejected` like `verify_answer`. What was countersigned (epoch, record, MAC) is what the envelope says.
+    """
+    answer = _read(jws, answer_key, _Countersignature)
+    _compare(answer, {"checkpoint": id_, "terminal": terminal, "envelope": envelope})
+    return Answer(
+        transaction=answer.checkpoint,
+        event=Event.CHECKPOINT,
+        envelope=answer.envelope,
+        decision=Verdict.COUNTERSIGNED,
+        reason=None,
+        authorisation_code=None,
+        rrn=None,
+        card_ref=None,
+        issuer_data=None,
+        answered_at_ms=answer.answered_at,
+    )
+
+
+def _read(jws: str, answer_key: Ed25519PublicKey, kind: type[_Payload]) -> _Payload:
+    """What the host has signed, if it is of this kind."""
+    if len(jws) > ANSWER_CHARS_MAX:
+        raise AnswerRejected("size", f"it is longer than {ANSWER_CHARS_MAX} characters")
+    try:
+        payload = signatures.verify(jws, answer_key, typ=_ANSWER_TYPE, kid=key_id(answer_key))
+    except signatures.JwsError as error:
+        raise AnswerRejected(error.reason, str(error)) from error
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AnswerRejected("form", str(error)) from error
+
+
+def _compare(answer: _Answer | _Countersignature, sent: Mapping[str, object]) -> None:
+    for name, expected in sent.items():
+        if getattr(answer, name) != expected:
+            raise AnswerRejected(name, f"its {name} is not what was sent")

@@ -34,6 +34,8 @@ class Verdict(StrEnum):
     APPROVED = "approved"
     DECLINED = "declined"
     REVERSED = "reversed"
+    COUNTERSIGNED = "countersigned"
+    """Of a checkpoint: seen, and fits what was seen before. It changes no transaction."""
 
     def change(self, state: State, *, contact: bool) -> Change:
         """An inserted card has the last word on what the host approves; one that was tapped is gone."""
@@ -78,6 +80,8 @@ class Event(StrEnum):
 
     AUTHORISATION = "authorisation"
     REVERSAL = "reversal"
+    CHECKPOINT = "checkpoint"
+    """Not of a transaction: where the journal stands, for the host to countersign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,11 @@ class CardSummary:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One sale as the ledger knows it. Times are wall milliseconds, to be believed if `clock_synchronised`."""
+    """One sale as the ledger knows it.
+
+    Times are wall milliseconds, to be believed if `clock_synchronised`, or if `corrected`: worked out once the clock
+    was set. `running_ms` is how long this terminal had been running, over all its boots, when the sale was opened.
+    """
 
     id: UUID
     number: int
@@ -118,6 +126,8 @@ class Transaction:
     rrn: str | None = None
     card_ref: str | None = None
     shown: str | None = None
+    corrected: bool = False
+    running_ms: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Final
 from terminal.clock import Clock, Entropy
 from terminal.ledger.keys import SecretKey
 from terminal.sync.destinations.host import HostDestination, HostSettings
+from terminal.sync.journal import SyncJournal
 from terminal.sync.spool import Spool
 from terminal.sync.step import Backoff, LinkReport, Sync, Terminal
 
@@ -49,15 +50,22 @@ def run(
     with (
         contextlib.closing(HostDestination(settings.host)) as host,
         contextlib.closing(Spool(settings.state_directory, settings.spool_key, clock=clock, entropy=entropy)) as spool,
+        # After the spool, whose lock keeps a second process out of the whole directory.
+        contextlib.closing(
+            SyncJournal(settings.state_directory, settings.spool_key, clock=clock, entropy=entropy)
+        ) as journal,
     ):
-        sync = Sync(spool, [host], terminal, clock=clock, entropy=entropy, backoff=settings.backoff)
+        sync = Sync(spool, [host], terminal, journal, clock=clock, entropy=entropy, backoff=settings.backoff)
         reporter = _Reporter(sync, clock)
         while not stop.is_set():
             alive()
             due = sync.step()
-            reporter.tell()
+            report = sync.report()
+            reporter.tell(report)
+            sync.note(report)
             if not due.in_ms:
                 continue
+            journal.tidy()
             if sync.terminal_away:
                 stop.wait(due.in_ms / 1000)
             else:
@@ -73,8 +81,7 @@ class _Reporter:
         self._told: LinkReport | None = None
         self._told_ms = 0
 
-    def tell(self) -> None:
-        report = self._sync.report()
+    def tell(self, report: LinkReport) -> None:
         now_ms = self._clock.monotonic_ms()
         known = self._told is not None and replace(report, oldest_ms=None) == replace(self._told, oldest_ms=None)
         if known and now_ms - self._told_ms < REPORT_EVERY_MS:

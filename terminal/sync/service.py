@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
+
+import msgspec
 
 from terminal import notify
 from terminal.clock import Clock, Entropy
@@ -14,10 +16,11 @@ from terminal.control import CallRefused, ControlClient
 from terminal.ledger.keys import SPOOL_KEY, KeyStore
 from terminal.sync.destinations.host import HostSettings
 from terminal.sync.errors import AnswerRejected
+from terminal.sync.journal import Head
 from terminal.sync.loop import SyncSettings
 from terminal.sync.loop import run as run_loop
 from terminal.sync.spool import OutboxItem
-from terminal.sync.step import Backoff, LinkReport
+from terminal.sync.step import Backoff, LinkReport, Offer, Seen
 
 _REJECTED: Final = "answer_rejected"
 
@@ -28,9 +31,9 @@ class SocketTerminal:
     def __init__(self, client: ControlClient) -> None:
         self._client = client
 
-    def fetch(self, max: int, wait_ms: int) -> Sequence[OutboxItem]:
+    def fetch(self, max: int, wait_ms: int) -> Offer:
         found = self._client.call("outbox.fetch", {"wait_ms": wait_ms, "max": max})
-        return [
+        items = [
             OutboxItem(
                 key=item["key"],
                 transaction=UUID(item["transaction"]),
@@ -41,6 +44,7 @@ class SocketTerminal:
             )
             for item in found["items"]
         ]
+        return Offer(items, _head(found.get("head")))
 
     def stored(self, keys: Sequence[str]) -> None:
         self._client.call("outbox.stored", {"keys": list(keys)})
@@ -53,8 +57,8 @@ class SocketTerminal:
                 raise AnswerRejected(str(refused)) from refused
             raise
 
-    def report(self, report: LinkReport) -> None:
-        self._client.call(
+    def report(self, report: LinkReport) -> Seen:
+        seen = self._client.call(
             "link.report",
             {
                 "online": report.online,
@@ -62,8 +66,17 @@ class SocketTerminal:
                 "queued": report.queued,
                 "held": report.held,
                 "oldest_ms": report.oldest_ms,
+                "history": report.history.value,
+                "head": msgspec.to_builtins(report.head),
+                "terminal_head": msgspec.to_builtins(report.terminal_head),
             },
         )
+        return Seen(_head(seen.get("sync_head")), seen.get("differs", False))
+
+
+def _head(said: Any) -> Head | None:
+    """None from a terminal that does not say: it is served all the same."""
+    return msgspec.convert(said, Head | None)
 
 
 def run(config: Config, *, clock: Clock, entropy: Entropy, stop: threading.Event) -> None:

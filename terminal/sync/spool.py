@@ -29,7 +29,7 @@ import peewee
 from terminal.clock import Clock, Entropy
 from terminal.ledger.errors import LedgerError
 from terminal.ledger.fields import EncryptedText, FieldCipher
-from terminal.ledger.keys import SecretKey
+from terminal.ledger.keys import Keyring, SecretKey
 from terminal.sync.destinations import Parcel
 from terminal.sync.errors import SpoolCorrupt, SpoolKeyWrong, SpoolUnavailable, Unreadable
 
@@ -241,7 +241,7 @@ class Spool:
         self._entropy = entropy
         self._key_id = key.id.hex()
         _private(directory)
-        self._database = _Database(directory / "spool.db", FieldCipher(key, entropy))
+        self._database = _Database(directory / "spool.db", FieldCipher(Keyring(key), entropy))
         try:
             with self._translated():
                 self._database.connect()
@@ -476,6 +476,7 @@ def _private(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = directory.stat().st_mode & 0o777
+        (directory / "spool.db").touch(mode=0o600)
     except OSError as error:
         raise SpoolUnavailable(f"{directory}: {error.strerror}. Nothing is sent, everything stays stored") from error
     if mode & 0o077:

@@ -16,18 +16,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, assert_never
 
 from terminal.clock import Clock, Entropy
 from terminal.control import ControlError
 from terminal.sync.destinations import Answered, Busy, Destination, NotSent, Parcel, Refused, Result, Unsure
 from terminal.sync.errors import AnswerRejected, TerminalUnavailable, Unreadable
+from terminal.sync.journal import Head, History, SyncJournal
 from terminal.sync.spool import SENDABLE, Moment, On, OutboxItem, Row, Spool, State
 
 FETCH_MAX: Final = 4  # so many envelopes of the largest kind (12 KiB) fit into one line of the socket (64 KiB)
 IDLE_MS: Final = 2_000  # the longest wait with nothing due: a stop and the watchdog wait no longer than that
 TERMINAL_AWAY_MS: Final = 1_000  # a restarting terminal is found again within a second, and asked no more often
+LINK_NOTE_EVERY_MS: Final = 60_000  # a link that comes and goes with every item must not fill the journal
+_NOTED_MAX: Final = 4_096  # ends of attempts that are not noted again: more items than ever wait
 _DOUBLINGS_MAX: Final = 16  # beyond any sensible ceiling; only keeps the numbers small
 
 _log = logging.getLogger(__name__)
@@ -42,12 +45,32 @@ class LinkReport:
     queued: int  # goes on by itself
     held: int  # refused or held: waits for a person
     oldest_ms: int | None  # age of the oldest queued
+    history: History = History.WHOLE
+    # The journals' heads go along with every report and are no news by themselves.
+    head: Head | None = field(default=None, compare=False)
+    terminal_head: Head | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the terminal has to send, and how far its journal has come (None: it does not say)."""
+
+    items: Sequence[OutboxItem]
+    head: Head | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the terminal has recorded of our journal, and whether its own contradicts what we have recorded of it."""
+
+    sync_head: Head | None = None
+    differs: bool = False
 
 
 class Terminal(Protocol):
     """The terminal, over the local socket (docs/formats.md). Every call may raise `TerminalUnavailable`."""
 
-    def fetch(self, max: int, wait_ms: int) -> Sequence[OutboxItem]:
+    def fetch(self, max: int, wait_ms: int) -> Offer:
         """Items not yet handed over, urgent first; waits up to `wait_ms` for one."""
 
     def stored(self, keys: Sequence[str]) -> None:
@@ -56,7 +79,7 @@ class Terminal(Protocol):
     def deliver(self, key: str, answer: str) -> None:
         """Returns once the answer is verified and committed. Raises `AnswerRejected` if it is not believed."""
 
-    def report(self, report: LinkReport) -> None: ...
+    def report(self, report: LinkReport) -> Seen: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +104,7 @@ class Due:
 
 
 _AT_ONCE: Final = Due(0)
+_NOTED: Final = frozenset({State.ANSWERED, State.AMBIGUOUS, State.REFUSED, State.HELD})
 
 
 @dataclass(slots=True)
@@ -118,6 +142,7 @@ class Sync:
         spool: Spool,
         destinations: Sequence[Destination],
         terminal: Terminal,
+        journal: SyncJournal,
         *,
         clock: Clock,
         entropy: Entropy,
@@ -127,10 +152,14 @@ class Sync:
         self._destinations = {destination.name: destination for destination in destinations}
         self._links = {destination.name: _Link() for destination in destinations}
         self._terminal = terminal
+        self._journal = journal
         self._clock = clock
         self._entropy = entropy
         self._backoff = backoff
         self._terminal_away_until_ms = 0
+        self._noted: dict[tuple[str, str], None] = {}  # the oldest first
+        self._link_noted: bool | None = None
+        self._link_noted_ms = 0
 
     @property
     def terminal_away(self) -> bool:
@@ -148,8 +177,11 @@ class Sync:
         if self.terminal_away:
             return False
         try:
-            items = self._terminal.fetch(FETCH_MAX, wait_ms)
+            offer = self._terminal.fetch(FETCH_MAX, wait_ms)
             self._terminal_away_until_ms = 0
+            if offer.head is not None:
+                self._journal.terminal_is_at(offer.head)
+            items = offer.items
             if not items:
                 return False
             new = self._spool.store(items, tuple(self._destinations))
@@ -157,6 +189,8 @@ class Sync:
                 for link in self._links.values():
                     link.hurry()
             self._terminal.stored([item.key for item in items])
+            for item in new:
+                self._journal.note("stored", key=item.key, number=item.number)
         except ControlError as error:
             self._terminal_is_away(error)
             return False
@@ -167,18 +201,36 @@ class Sync:
         summary = self._spool.summary()
         # Once nothing is left to probe with, a failure of the past says nothing about the next sale.
         errors = [link.error for link in self._links.values() if link.error is not None and summary.queued]
-        return LinkReport(not errors, errors[0] if errors else None, summary.queued, summary.held, summary.oldest_ms)
+        return LinkReport(
+            online=not errors,
+            error=errors[0] if errors else None,
+            queued=summary.queued,
+            held=summary.held,
+            oldest_ms=summary.oldest_ms,
+            history=self._journal.history,
+            head=self._journal.head,
+            terminal_head=self._journal.terminal_head,
+        )
 
     def tell(self, report: LinkReport) -> bool:
         """Tell the terminal. True if it has heard."""
         if self.terminal_away:
             return False
         try:
-            self._terminal.report(report)
+            seen = self._terminal.report(report)
         except ControlError as error:
             self._terminal_is_away(error)
             return False
+        self._journal.terminal_has_seen(seen.sync_head, differs=seen.differs)
         return True
+
+    def note(self, report: LinkReport) -> None:
+        """Record in our own journal that the way to the host has opened or closed."""
+        now_ms = self._clock.monotonic_ms()
+        due = self._link_noted is None or now_ms - self._link_noted_ms >= LINK_NOTE_EVERY_MS
+        if due and report.online != self._link_noted:
+            self._journal.note("link", online=report.online, error=report.error)
+            self._link_noted, self._link_noted_ms = report.online, now_ms
 
     def _deliver(self) -> bool:
         """Hand a stored answer to the terminal, which alone can tell whether it is the host's."""
@@ -215,20 +267,20 @@ class Sync:
 
     def _attempt(self, row: Row, destination: Destination) -> None:
         if self._too_late(row, destination):
-            self._spool.move(row.id, On.HOLD, error="it may be booked already, and repeating it is no longer safe")
+            self._end(row, On.HOLD, error="it may be booked already, and repeating it is no longer safe")
             return
         try:
             parcel = self._spool.parcel(row)
         except Unreadable as error:
-            self._spool.move(row.id, On.HOLD, error=str(error))
+            self._end(row, On.HOLD, error=str(error))
             return
         self._spool.move(row.id, On.SEND)
         match _bounded(destination, parcel):
             case Answered(answer):
-                self._spool.move(row.id, On.ANSWER, answer=answer)
+                self._end(row, On.ANSWER, answer=answer)
             case Refused(message, permanent):
                 if permanent:
-                    self._spool.move(row.id, On.REFUSE, error=message)
+                    self._end(row, On.REFUSE, error=message)
                     self._links[row.destination].succeeded()  # the way is open, it is this item that does not pass
                 else:
                     self._failed(row, On.NOT_TAKEN, message)
@@ -244,10 +296,22 @@ class Sync:
     def _failed(self, row: Row, on: On, message: str, retry_after_ms: int | None = None) -> None:
         """Put the item off, and leave its destination alone for a while."""
         asked_ms = retry_after_ms or 0
-        self._spool.move(row.id, on, due_in_ms=max(self._draw_ms(row), asked_ms) + 1, error=message)
+        self._end(row, on, due_in_ms=max(self._draw_ms(row), asked_ms) + 1, error=message)
         if (link := self._links.get(row.destination)) is not None:
             wait_ms = max(self._backoff.draw_ms(link.failures, self._entropy), asked_ms)
             link.failed(message, until_ms=self._clock.monotonic_ms() + wait_ms, asked_for=asked_ms > 0)
+
+    def _end(
+        self, row: Row, on: On, *, due_in_ms: int = 0, error: str | None = None, answer: str | None = None
+    ) -> None:
+        """An attempt has ended. What it came to is noted once for each item, however often it is repeated."""
+        after = self._spool.move(row.id, on, due_in_ms=due_in_ms, error=error, answer=answer)
+        if after not in _NOTED or (row.id, after.value) in self._noted:
+            return
+        if len(self._noted) >= _NOTED_MAX:
+            del self._noted[next(iter(self._noted))]
+        self._noted[row.id, after.value] = None
+        self._journal.note(after.value, key=row.key, destination=row.destination, error=error)
 
     def _draw_ms(self, row: Row) -> int:
         return self._backoff.draw_ms(row.attempts, self._entropy)

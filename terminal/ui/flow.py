@@ -38,7 +38,7 @@ from terminal.emv.outcome import (
     TryAnotherInterface,
     UiRequest,
 )
-from terminal.ledger.errors import IllegalTransition, JournalFull, LedgerError
+from terminal.ledger.errors import IllegalTransition, JournalFull, LedgerError, NoRoom
 from terminal.ledger.ledger import Ledger
 from terminal.ledger.states import State
 from terminal.ledger.values import ReversalReason, Transaction
@@ -100,6 +100,7 @@ class Flow:
             self._panel.show(self._idle_screen())
             match self._desk.take(IDLE_MS):
                 case None:
+                    self._ledger.look_around()
                     self._ledger.flush()  # what needs no flush of its own (SHOWN, events) gets one while nobody waits
                 case Key() as key:
                     self._enter_amount(key)
@@ -150,9 +151,9 @@ class Flow:
         except SaleRefused as refused:
             _log.warning("%s", refused)
             self._panel.show(screens.Error(refused.code))
-        except JournalFull as full:
+        except NoRoom as full:
             _log.error("%s", full)
-            self._panel.show(screens.Error("journal_full"))
+            self._panel.show(screens.Error("journal_full" if isinstance(full, JournalFull) else "storage_full"))
         else:
             if self._desk.begin(transaction):
                 self._serve(transaction)

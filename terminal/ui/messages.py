@@ -55,6 +55,8 @@ _TROUBLES: Final = {
     "not_completed": (mark("Not completed"), mark("Check the sale at the register")),
     "key": (mark("Key unavailable"), mark("No sales can be taken. Call the operator")),
     "ledger": (mark("Storage fault"), mark("Check the sale at the register")),
+    "storage": (mark("Storage fault"), mark("No sales for now. Check the SD card")),
+    "storage_full": (mark("Storage full"), mark("No sales for now. Make space")),
     "journal_full": (mark("Storage full"), mark("Connect to the network to send sales")),
     "over_limit": (mark("Limit exceeded"), mark("Nothing was charged")),
 }

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Path("/var/tmp"),  # noqa: S108 - a directory of our own is made in it
         help="where to write; its file system is what is measured (default: %(default)s)",
     )
+    parser.add_argument(
+        "--stored",
+        type=int,
+        default=storage.STORED,
+        metavar="N",
+        help="storage: sales in the long ledger; the goal is stated for 1000000 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cuts",
+        type=int,
+        default=storage.CUTS,
+        metavar="N",
+        help="storage: power cuts of each peer, 0 for none (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
         parser.error(f"there is no benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
@@ -65,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         highlight=False,
     )
     sections = []
-    for name, run in BENCHMARKS.items():
+    benchmarks = BENCHMARKS | {"storage": partial(storage.run, stored_sales=options.stored, cuts=options.cuts)}
+    for name, run in benchmarks.items():
         if options.names and name not in options.names:
             continue
         # Short: the path of a Unix socket in it may have 107 bytes.

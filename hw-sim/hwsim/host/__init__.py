@@ -6,6 +6,6 @@ terminal: where the two disagree, one of them has not done what the documents sa
 """
 
 from hwsim.host.host import Host, Known, Problem, Refused, Reply, provision
-from hwsim.host.store import Booking, State
+from hwsim.host.store import Booking, Fork, State
 
-__all__ = ["Booking", "Host", "Known", "Problem", "Refused", "Reply", "State", "provision"]
+__all__ = ["Booking", "Fork", "Host", "Known", "Problem", "Refused", "Reply", "State", "provision"]

@@ -120,7 +120,11 @@ class Bookings(msgspec.Struct, frozen=True, tag_field="do", tag="bookings"):
     """What has been booked."""
 
 
-Order: TypeAlias = Misbehave | Behave | Listen | Show | Bookings
+class Forks(msgspec.Struct, frozen=True, tag_field="do", tag="forks"):
+    """The checkpoints that contradict others."""
+
+
+Order: TypeAlias = Misbehave | Behave | Listen | Show | Bookings | Forks
 
 
 class ControlSocket:

@@ -3,12 +3,14 @@
 `Host.receive` is the whole promise. An envelope is verified (who signed it, and is it about what the request says),
 then taken in under one lock and one database transaction: the same envelope again gets the stored answer, another one
 for the same event is refused, a new one is decided and booked. Nothing that is refused leaves a trace in the books.
+`Host.countersign` does the same for checkpoints, only that one which contradicts earlier ones is remembered as a fork.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -22,27 +24,42 @@ from cryptography.hazmat.primitives import hpke
 
 from hwsim.cards.personalise import CardProfile, Pan
 from hwsim.host import jose, keys, messages, tls
+from hwsim.host.checkpoints import contradiction
 from hwsim.host.decide import Decision, decide
 from hwsim.host.jose import JoseError
-from hwsim.host.messages import ANSWER_TYPE, ENVELOPE_TYPE, Answer, Authorisation, Envelope, Reversal
-from hwsim.host.store import Booking, Message, State, Store, TerminalKey
+from hwsim.host.messages import (
+    ANSWER_TYPE,
+    ENVELOPE_TYPE,
+    Answer,
+    Authorisation,
+    Checkpoint,
+    Countersignature,
+    Envelope,
+    Reversal,
+    SaleEnvelope,
+)
+from hwsim.host.store import Booking, Epoch, Fork, Message, State, Store, TerminalKey
 from hwsim.issuer import Account, Issuer
 
-EVENTS: Final = ("authorisation", "reversal")
+EVENTS: Final = ("authorisation", "reversal")  # of a transaction
+_CHECKPOINT: Final = "checkpoint"
 _CARD_REF_BYTES: Final = 12
 _SEALING: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+
+_log = logging.getLogger(__name__)
 
 
 class Problem(Enum):
     """Why an envelope is no decision: HTTP status, stable word, title (RFC 9457)."""
 
     MALFORMED = 400, "malformed", "The body is not a signed envelope of version 1"
-    PATH_MISMATCH = 400, "path-mismatch", "Path and envelope do not name the same transaction and event"
+    PATH_MISMATCH = 400, "path-mismatch", "Path and envelope do not name the same thing"
     TERMINAL_UNKNOWN = 403, "terminal-unknown", "The terminal or its signing key is not registered here"
     SIGNATURE_WRONG = 403, "signature-wrong", "The envelope is not signed with the key that it names"
-    CONFLICT = 409, "conflict", "This transaction and event came before with another envelope"
+    CONFLICT = 409, "conflict", "This transaction and event, or checkpoint, came before with another envelope"
     NUMBER_REUSED = 409, "number-reused", "This envelope number came before with another envelope"
     SALE_MISMATCH = 409, "sale-mismatch", "The reversal is not about the sale that was received"
+    FORK = 409, "fork", "The checkpoint contradicts what this terminal has shown before"
     CANNOT_UNSEAL = 422, "cannot-unseal", "The card data does not open with the host's key for this sale"
 
     @property
@@ -143,7 +160,9 @@ class Host:
 
     def receive(self, transaction: str, event: str, body: bytes) -> Reply:
         """Take in an envelope that came for this transaction and event. Raises `Refused`."""
-        envelope = self._verified(transaction, event, body)
+        envelope, _ = self._verified(body)
+        if isinstance(envelope, Checkpoint) or (envelope.transaction, _event(envelope)) != (transaction, event):
+            raise Refused(Problem.PATH_MISMATCH, "the envelope is for another transaction or event than the request")
         sha256 = hashlib.sha256(body).hexdigest()
         with self._store.transaction():
             known = self._store.message(transaction, event)
@@ -153,17 +172,42 @@ class Host:
                 self._store.count_repetition(transaction, event)
                 return Reply(known.answer, repeated=True)
             if self._store.number_taken(envelope.terminal, envelope.epoch, envelope.number):
-                raise Refused(
-                    Problem.NUMBER_REUSED,
-                    f"terminal {envelope.terminal} has used number {envelope.number} of epoch {envelope.epoch}: "
-                    "its store was restored or copied without a new epoch",
-                )
+                raise _number_reused(envelope)
             answer = self._sign(self._book(envelope, sha256))
             self._store.add_message(
                 Message(transaction, event, envelope.terminal, envelope.epoch, envelope.number, sha256, answer),
                 self._wall_ms(),
             )
         return Reply(answer, repeated=False)
+
+    def countersign(self, checkpoint: str, body: bytes) -> Reply:
+        """Take in a checkpoint that came under this id. Raises `Refused`; what contradicts earlier ones is kept."""
+        envelope, kid = self._verified(body)
+        if not isinstance(envelope, Checkpoint) or envelope.checkpoint != checkpoint:
+            raise Refused(Problem.PATH_MISMATCH, "the envelope is not the checkpoint that the request names")
+        sha256 = hashlib.sha256(body).hexdigest()
+        with self._store.transaction():
+            known = self._store.message(checkpoint, _CHECKPOINT)
+            if known is not None and known.envelope_sha256 == sha256:
+                self._store.count_repetition(checkpoint, _CHECKPOINT)
+                return Reply(known.answer, repeated=True)
+            refusal = self._fork(envelope, kid, known)
+            if refusal is None:
+                return Reply(self._take_in(envelope, kid, sha256), repeated=False)
+            self._store.add_fork(
+                Fork(
+                    envelope=sha256,
+                    terminal=envelope.terminal,
+                    epoch=envelope.epoch,
+                    number=envelope.number,
+                    sequence=envelope.sequence,
+                    detail=refusal.detail,
+                    first_received_ms=self._wall_ms(),
+                )
+            )
+        # Raised only here, or the note would be undone with everything else.
+        _log.error("host: terminal %s, epoch %d: %s", envelope.terminal, envelope.epoch, refusal)
+        raise refusal
 
     def known(self, transaction: str) -> Known | None:
         """What is on the books about a transaction."""
@@ -184,8 +228,18 @@ class Host:
         with self._store.transaction():
             return self._store.gaps(terminal, epoch)
 
-    def _verified(self, transaction: str, event: str, body: bytes) -> Envelope:
-        """The envelope, if a registered terminal signed it and it is about what the request says."""
+    def checkpoints(self) -> list[Checkpoint]:
+        """Of each terminal and epoch the newest."""
+        with self._store.transaction():
+            return self._store.newest_checkpoints()
+
+    def forks(self) -> list[Fork]:
+        """Checkpoints that contradict others, in the order in which they came. Each wants a person."""
+        with self._store.transaction():
+            return self._store.forks()
+
+    def _verified(self, body: bytes) -> tuple[Envelope, str]:
+        """The envelope, if a registered terminal signed it, and the id of the key that it used."""
         try:
             signed = jose.read(body, ENVELOPE_TYPE)
         except JoseError as error:
@@ -202,11 +256,42 @@ class Host:
             raise Refused(Problem.MALFORMED, str(error)) from error
         if (envelope.terminal, envelope.merchant) != (key.terminal, key.merchant):
             raise Refused(Problem.TERMINAL_UNKNOWN, "the key is registered for another terminal or merchant")
-        if (envelope.transaction, _event(envelope)) != (transaction, event):
-            raise Refused(Problem.PATH_MISMATCH, "the envelope is for another transaction or event than the request")
-        return envelope
+        return envelope, signed.kid
 
-    def _book(self, envelope: Envelope, sha256: str) -> Answer:
+    def _fork(self, envelope: Checkpoint, kid: str, known: Message | None) -> Refused | None:
+        if known is not None:
+            return Refused(Problem.CONFLICT, "the first one stands, and its countersignature with it")
+        if self._store.number_taken(envelope.terminal, envelope.epoch, envelope.number):
+            return _number_reused(envelope)
+        detail = contradiction(envelope, kid, self._store)
+        return None if detail is None else Refused(Problem.FORK, detail)
+
+    def _take_in(self, envelope: Checkpoint, kid: str, sha256: str) -> str:
+        """The countersignature; the first checkpoint of an epoch registers the epoch."""
+        now_ms = self._wall_ms()
+        answer = self._sign(
+            Countersignature(
+                checkpoint=envelope.checkpoint,
+                terminal=envelope.terminal,
+                epoch=envelope.epoch,
+                sequence=envelope.sequence,
+                mac=envelope.mac,
+                envelope=sha256,
+                answered_at=now_ms,
+            )
+        )
+        if self._store.epoch(envelope.terminal, envelope.epoch) is None:
+            self._store.add_epoch(Epoch(envelope.terminal, envelope.epoch, kid, envelope.epoch_of))
+        self._store.add_checkpoint(envelope, now_ms)
+        self._store.add_message(
+            Message(
+                envelope.checkpoint, _CHECKPOINT, envelope.terminal, envelope.epoch, envelope.number, sha256, answer
+            ),
+            now_ms,
+        )
+        return answer
+
+    def _book(self, envelope: SaleEnvelope, sha256: str) -> Answer:
         match envelope:
             case Authorisation():
                 return self._book_sale(envelope, sha256)
@@ -292,7 +377,7 @@ class Host:
 
     def _answer(
         self,
-        envelope: Envelope,
+        envelope: SaleEnvelope,
         sha256: str,
         decision: Literal["approved", "declined", "reversed"],
         *,
@@ -318,7 +403,7 @@ class Host:
             answered_at=self._wall_ms(),
         )
 
-    def _sign(self, answer: Answer) -> str:
+    def _sign(self, answer: Answer | Countersignature) -> str:
         return jose.sign(msgspec.json.encode(answer), typ=ANSWER_TYPE, kid=self.keys.answer_id, key=self.keys.answer)
 
     def _card_ref(self, pan: Pan | None, merchant: str) -> str | None:
@@ -351,7 +436,15 @@ def _card_hash(key: bytes, *digits: str) -> bytes:
     return hmac.digest(key, "|".join(digits).encode(), "sha256")
 
 
-def _event(envelope: Envelope) -> Literal["authorisation", "reversal"]:
+def _number_reused(envelope: Envelope) -> Refused:
+    return Refused(
+        Problem.NUMBER_REUSED,
+        f"terminal {envelope.terminal} has used number {envelope.number} of epoch {envelope.epoch}: "
+        "its store was restored or copied without a new epoch",
+    )
+
+
+def _event(envelope: SaleEnvelope) -> Literal["authorisation", "reversal"]:
     match envelope:
         case Authorisation():
             return "authorisation"

@@ -1,4 +1,4 @@
-"""The two messages of docs/formats.md (Envelope and answer), as the host reads and writes them.
+"""The messages of docs/formats.md (Envelope and answer), as the host reads and writes them.
 
 Reading is strict: an unknown member, a missing one or one of another type is refused, because a terminal that says
 more than version 1 knows means something that this host would not do. What the values mean for the money is decided
@@ -31,6 +31,13 @@ _TimeMs = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _Word = Annotated[str, msgspec.Meta(max_length=64)]
 _KeyId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 _Sealed = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]+\Z")]
+_Mac = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_SumMinor = Annotated[int, msgspec.Meta(ge=-(2**53) + 1, le=2**53 - 1)]
+_NotNegative = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+_KeyName = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8,64}\Z")]
+
+CURRENCIES_MAX: Final = 64  # in one checkpoint; what a terminal sells in, not what there is
+KEYS_MAX: Final = 32
 
 
 class _Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
@@ -66,7 +73,57 @@ class Reversal(_Sale, frozen=True, kw_only=True, tag="reversal"):
     reason: Literal["timeout", "recovered", "void", "card"]
 
 
-Envelope: TypeAlias = Authorisation | Reversal
+class Sum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sales in one currency."""
+
+    currency: _CurrencyCode
+    count: _NotNegative
+    sum: _SumMinor
+
+
+class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A record of a terminal's journal."""
+
+    sequence: _Count
+    mac: _Mac
+
+
+class PlaceInEpoch(Place, frozen=True, forbid_unknown_fields=True):
+    epoch: _Epoch
+
+
+_Sums = Annotated[tuple[Sum, ...], msgspec.Meta(max_length=CURRENCIES_MAX)]
+
+
+class Checkpoint(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event", tag="checkpoint"
+):
+    """So far the terminal's journal has come."""
+
+    v: Literal[1]
+    checkpoint: _Uuid
+    terminal: _Id
+    merchant: _Id
+    epoch: _Epoch
+    number: _Count
+    sequence: _Count
+    mac: _Mac
+    epoch_of: PlaceInEpoch | None
+    totals: _Sums
+    unsent: _Sums
+    archived: Place | None
+    keys: Annotated[tuple[_KeyName, ...], msgspec.Meta(max_length=KEYS_MAX)]
+    taken_at: _TimeMs
+    clock_synchronised: bool
+
+    def __post_init__(self) -> None:
+        of = self.epoch_of
+        if of is not None and not (of.epoch < self.epoch and of.sequence < self.sequence):
+            raise ValueError("an epoch continues an earlier one, and its own records follow there")
+
+
+SaleEnvelope: TypeAlias = Authorisation | Reversal
+Envelope: TypeAlias = SaleEnvelope | Checkpoint
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +142,21 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     rrn: str | None
     card_ref: str | None
     issuer_data: str | None
+    answered_at: int
+
+
+class Countersignature(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint fits everything that this terminal has shown before."""
+
+    v: Literal[1] = 1
+    event: Literal["checkpoint"] = "checkpoint"
+    checkpoint: str
+    terminal: str
+    epoch: int
+    sequence: int
+    mac: str
+    envelope: str
+    decision: Literal["countersigned"] = "countersigned"
     answered_at: int
 
 

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from http.client import responses
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,7 +47,7 @@ from hwsim.host.controls import (
     OtherAnswer,
     WrongKey,
 )
-from hwsim.host.host import EVENTS, Host, Refused, provision
+from hwsim.host.host import EVENTS, Host, Refused, Reply, provision
 from hwsim.host.messages import ANSWER_TYPE, ENVELOPE_BYTES_MAX, UUID_PATTERN
 from hwsim.host.store import Booking
 from hwsim.host.tls import Certificate
@@ -62,9 +63,12 @@ _POLL_S: Final = 0.05
 _DISCARD_BYTES_MAX: Final = 1024 * 1024  # of a body that is too long, so that its sender gets to read why
 
 _EVENT_PATH: Final = re.compile(rf"/v1/transactions/(?P<transaction>{UUID_PATTERN})/(?P<event>{'|'.join(EVENTS)})")
+_CHECKPOINT_PATH: Final = re.compile(rf"/v1/checkpoints/(?P<checkpoint>{UUID_PATTERN})")
 _TRANSACTION_PATH: Final = re.compile(rf"/v1/transactions/(?P<transaction>{UUID_PATTERN})")
 
-# Asked for, because gateways in between may rely on it. The host does not: transaction and event say what is the same.
+_LISTS: Final = frozenset({"/v1/status", "/v1/bookings", "/v1/checkpoints"})
+
+# Asked for, because gateways in between may rely on it. The host does not: the path says what is the same.
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
 _log = logging.getLogger(__name__)
@@ -137,6 +141,8 @@ class HostServer:
                 self.show(certificate)
             case controls.Bookings():
                 return self.host.bookings()
+            case controls.Forks():
+                return self.host.forks()
         return None
 
     def __enter__(self) -> HostServer:
@@ -301,13 +307,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _put(self) -> None:
         body = self._body()
-        match = _EVENT_PATH.fullmatch(self.path)
-        if match is None:
+        receive = self._receiver()
+        if receive is None:
             raise self._no_such_path("PUT")
         misbehaviour = self.server.controls.take()
         if self._misbehave_instead(misbehaviour):
             return
-        transaction, event = match["transaction"], match["event"]
         if self.headers.get_content_type() != MEDIA_TYPE:
             raise _ProblemError(415, "media-type", "The body is not application/jose", f"send it as {MEDIA_TYPE}")
         if not _IDEMPOTENCY_KEY.fullmatch(self.headers.get("Idempotency-Key", "")):
@@ -317,11 +322,20 @@ class _Handler(BaseHTTPRequestHandler):
                 "The Idempotency-Key is missing or malformed",
                 "send 1 to 255 visible characters",
             )
-        reply = self.server.host.receive(transaction, event, body)
+        reply = receive(body)
         answer = self._misbehave_after(misbehaviour, reply.answer)
         if answer is not None:
             headers = {"Idempotent-Replayed": "true"} if reply.repeated else {}
             self._send(200, MEDIA_TYPE, answer, headers)
+
+    def _receiver(self) -> Callable[[bytes], Reply] | None:
+        """What takes in the envelopes that are put here."""
+        host = self.server.host
+        if (named := _EVENT_PATH.fullmatch(self.path)) is not None:
+            return partial(host.receive, named["transaction"], named["event"])
+        if (named := _CHECKPOINT_PATH.fullmatch(self.path)) is not None:
+            return partial(host.countersign, named["checkpoint"])
+        return None
 
     def _misbehave_instead(self, misbehaviour: Misbehaviour | None) -> bool:
         """Whether the request has been dealt with without the host having seen it."""
@@ -369,6 +383,10 @@ class _Handler(BaseHTTPRequestHandler):
             case "/v1/bookings":
                 self._operator_only()
                 self._send_json({"v": 1, "bookings": self.server.host.bookings()})
+            case "/v1/checkpoints":
+                self._operator_only()
+                host = self.server.host
+                self._send_json({"v": 1, "checkpoints": host.checkpoints(), "forks": host.forks()})
             case path if named := _TRANSACTION_PATH.fullmatch(path):
                 self._send_transaction(named["transaction"])
             case _:
@@ -392,9 +410,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _no_such_path(self, method: str) -> _ProblemError:
         """404, or 405 for a path that takes another method."""
         allowed = None
-        if _EVENT_PATH.fullmatch(self.path):
+        if self._receiver() is not None:
             allowed = "PUT"
-        elif _TRANSACTION_PATH.fullmatch(self.path) or self.path in {"/v1/status", "/v1/bookings"}:
+        elif _TRANSACTION_PATH.fullmatch(self.path) or self.path in _LISTS:
             allowed = "GET"
         if allowed is None:
             return _ProblemError(404, "not-found", "There is nothing here", "see the paths of host-api.yaml")
@@ -520,6 +538,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--bookings", action="store_true", help="print what is booked, and exit")
     parser.add_argument("--json", action="store_true", help="the bookings as JSON")
+    parser.add_argument("--forks", action="store_true", help="print checkpoints that contradict others, and exit")
     parser.add_argument("--order", metavar="JSON", help="make the running host (mis)behave, and exit")
     arguments = parser.parse_args(argv)
     directory: Path = arguments.directory
@@ -534,6 +553,10 @@ def main(argv: list[str] | None = None) -> int:
     elif arguments.bookings:
         with open_host(directory) as host:
             _print_bookings(host.bookings(), as_json=arguments.json)
+    elif arguments.forks:
+        with open_host(directory) as host:
+            for fork in host.forks():
+                print(f"{fork.terminal} {fork.epoch}/{fork.number}, record {fork.sequence}: {fork.detail}")
     else:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,10 +17,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
+
+from hwsim.host.messages import Checkpoint, PlaceInEpoch
 from hwsim.issuer import Account
 
 ROWS_MAX: Final = 100_000  # what one listing returns at most; the tables themselves are the operator's to prune
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _BUSY_MS: Final = 5_000  # a command line beside a running host waits this long for a booking to finish
 
 # The primary keys of message and booking are the promise of exactly once: the code asks first, the table insists.
@@ -48,6 +51,21 @@ CREATE TABLE booking (
     transaction_id TEXT PRIMARY KEY, terminal TEXT NOT NULL, merchant TEXT NOT NULL,
     amount INTEGER NOT NULL, currency TEXT NOT NULL, state TEXT NOT NULL, decision TEXT, reason TEXT,
     authorisation_code TEXT, rrn TEXT NOT NULL, card_ref TEXT, last4 TEXT
+) STRICT;
+CREATE TABLE epoch (
+    terminal TEXT NOT NULL, epoch INTEGER NOT NULL, kid TEXT NOT NULL,
+    of_epoch INTEGER, of_sequence INTEGER, of_mac TEXT,
+    PRIMARY KEY (terminal, epoch)
+) STRICT;
+CREATE TABLE checkpoint (
+    checkpoint_id TEXT PRIMARY KEY, terminal TEXT NOT NULL, epoch INTEGER NOT NULL, number INTEGER NOT NULL,
+    sequence INTEGER NOT NULL, mac TEXT NOT NULL, payload BLOB NOT NULL, received_ms INTEGER NOT NULL,
+    UNIQUE (terminal, epoch, number)
+) STRICT;
+CREATE INDEX checkpoint_place ON checkpoint (terminal, epoch, sequence);
+CREATE TABLE fork (
+    envelope_sha256 TEXT PRIMARY KEY, terminal TEXT NOT NULL, epoch INTEGER NOT NULL, number INTEGER NOT NULL,
+    sequence INTEGER NOT NULL, detail TEXT NOT NULL, first_received_ms INTEGER NOT NULL, received INTEGER NOT NULL
 ) STRICT;
 """
 
@@ -108,6 +126,30 @@ class Message:
     number: int
     envelope_sha256: str
     answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One life of a terminal's journal, and where it continues an earlier one (None: nowhere)."""
+
+    terminal: str
+    epoch: int
+    kid: str
+    epoch_of: PlaceInEpoch | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A checkpoint that was refused because it contradicts others: a terminal's store was put back, or copied."""
+
+    envelope: str
+    terminal: str
+    epoch: int
+    number: int
+    sequence: int
+    detail: str
+    first_received_ms: int
+    received: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +343,100 @@ class Store:
             (terminal, epoch, ROWS_MAX),
         )
         return [(row[0], row[1]) for row in rows]
+
+    # Checkpoints
+
+    def epoch(self, terminal: str, epoch: int) -> Epoch | None:
+        return next(iter(self._epochs("terminal = ? AND epoch = ?", terminal, epoch)), None)
+
+    def epochs_under(self, terminal: str, kid: str) -> list[Epoch]:
+        """Those that were registered by this signing key."""
+        return self._epochs("terminal = ? AND kid = ?", terminal, kid)
+
+    def successors(self, terminal: str, epoch: int) -> list[Epoch]:
+        """The epochs that continue this one: at most one, unless a person has registered another key since."""
+        return self._epochs("terminal = ? AND of_epoch = ?", terminal, epoch)
+
+    def add_epoch(self, epoch: Epoch) -> None:
+        of = epoch.epoch_of
+        place = (None, None, None) if of is None else (of.epoch, of.sequence, of.mac)
+        self._database.execute(
+            "INSERT INTO epoch VALUES (?, ?, ?, ?, ?, ?)", (epoch.terminal, epoch.epoch, epoch.kid, *place)
+        )
+
+    def checkpoint_before(self, terminal: str, epoch: int, number: int) -> Checkpoint | None:
+        """The last one that the terminal made before its envelope of this number, as far as they have come."""
+        return self._checkpoint("epoch = ? AND number < ? ORDER BY number DESC", terminal, epoch, number)
+
+    def checkpoint_after(self, terminal: str, epoch: int, number: int) -> Checkpoint | None:
+        return self._checkpoint("epoch = ? AND number > ? ORDER BY number", terminal, epoch, number)
+
+    def checkpoint_at(self, terminal: str, epoch: int, sequence: int) -> Checkpoint | None:
+        """One about this very record."""
+        return self._checkpoint("epoch = ? AND sequence = ?", terminal, epoch, sequence)
+
+    def add_checkpoint(self, checkpoint: Checkpoint, received_ms: int) -> None:
+        self._database.execute(
+            "INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                checkpoint.checkpoint,
+                checkpoint.terminal,
+                checkpoint.epoch,
+                checkpoint.number,
+                checkpoint.sequence,
+                checkpoint.mac,
+                msgspec.json.encode(checkpoint),
+                received_ms,
+            ),
+        )
+
+    def newest_checkpoints(self) -> list[Checkpoint]:
+        """Of each terminal and epoch the one with the highest number."""
+        rows = self._database.execute(
+            "SELECT payload, max(number) FROM checkpoint GROUP BY terminal, epoch ORDER BY terminal, epoch LIMIT ?",
+            (ROWS_MAX,),
+        )
+        return [msgspec.json.decode(row["payload"], type=Checkpoint) for row in rows]
+
+    def add_fork(self, fork: Fork) -> None:
+        """Remember it; one that comes again is counted."""
+        self._database.execute(
+            "INSERT INTO fork VALUES (?, ?, ?, ?, ?, ?, ?, 1) "
+            "ON CONFLICT (envelope_sha256) DO UPDATE SET received = received + 1",
+            (
+                fork.envelope,
+                fork.terminal,
+                fork.epoch,
+                fork.number,
+                fork.sequence,
+                fork.detail,
+                fork.first_received_ms,
+            ),
+        )
+
+    def forks(self) -> list[Fork]:
+        """In the order in which they came."""
+        rows = self._database.execute("SELECT * FROM fork ORDER BY rowid LIMIT ?", (ROWS_MAX,))
+        return [Fork(*row) for row in rows]
+
+    def _epochs(self, where: str, *values: object) -> list[Epoch]:
+        rows = self._database.execute(
+            f"SELECT * FROM epoch WHERE {where} ORDER BY epoch LIMIT ?",  # noqa: S608 (our own words)
+            (*values, ROWS_MAX),
+        )
+        return [_epoch(row) for row in rows]
+
+    def _checkpoint(self, where: str, terminal: str, *values: int) -> Checkpoint | None:
+        row = self._database.execute(
+            f"SELECT payload FROM checkpoint WHERE terminal = ? AND {where} LIMIT 1",  # noqa: S608 (our own words)
+            (terminal, *values),
+        ).fetchone()
+        return None if row is None else msgspec.json.decode(row["payload"], type=Checkpoint)
+
+
+def _epoch(row: sqlite3.Row) -> Epoch:
+    of = None if row["of_epoch"] is None else PlaceInEpoch(row["of_sequence"], row["of_mac"], row["of_epoch"])
+    return Epoch(row["terminal"], row["epoch"], row["kid"], of)
 
 
 def _booking(row: sqlite3.Row) -> Booking:

@@ -17,7 +17,7 @@ class Parcel:
     """One item as it is sent, every time the same."""
 
     transaction: UUID
-    event: str  # "authorisation" or "reversal"
+    event: str  # "authorisation", "reversal" or "checkpoint"
     idempotency_key: str = field(repr=False)
     body: str = field(repr=False)
 

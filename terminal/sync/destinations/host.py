@@ -25,6 +25,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
+from terminal.ledger.values import Event
 from terminal.sync.destinations import Answered, Busy, NotSent, Parcel, Refused, Result, Unsure
 from terminal.sync.errors import Unsendable
 
@@ -42,10 +43,12 @@ _JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 # condemn the whole queue.
 _PERMANENT: Final = {
     400: "says that the item is malformed",
-    409: "already holds another envelope for this transaction",
+    409: "already holds something that contradicts the item",
     413: "says that the item is too large",
     422: "says that the item is invalid",
 }
+# A host that does not know checkpoints still takes sales: they must not wait behind one.
+_UNKNOWN: Final = frozenset({404, 405})
 _REMEDIES: Final = {
     401: "it wants a client certificate: set [host] client_certificate",
     403: "it does not admit this terminal: have the client certificate registered there",
@@ -102,7 +105,7 @@ class HostDestination:
         self._exchange.begin(self._settings.total_timeout_ms)
         try:
             with contextlib.closing(self._put(parcel)) as response:
-                result = self._result(response)
+                result = self._result(response, parcel)
         except (requests.RequestException, HTTPError, OSError) as error:
             message = self._explain(error)
             result = Unsure(message) if self._exchange.begun else NotSent(message)
@@ -135,7 +138,7 @@ class HostDestination:
 
     def _put(self, parcel: Parcel) -> requests.Response:
         return self._session.put(
-            f"{self._base_url}/v1/transactions/{parcel.transaction}/{quote(parcel.event, safe='')}",
+            f"{self._base_url}{_path(parcel)}",
             data=parcel.body.encode(),
             headers={
                 "Content-Type": "application/jose",
@@ -149,7 +152,7 @@ class HostDestination:
             stream=True,
         )
 
-    def _result(self, response: requests.Response) -> Result:
+    def _result(self, response: requests.Response, parcel: Parcel) -> Result:
         status = response.status_code
         if status == 200:
             return self._answer(response)
@@ -157,6 +160,8 @@ class HostDestination:
             return Busy(f"{self._who} is busy (429): sent again later", _retry_after_ms(response))
         if status in _PERMANENT:
             return Refused(f"{self._who} {_PERMANENT[status]} ({status}): kept for a person", permanent=True)
+        if status in _UNKNOWN and parcel.event == Event.CHECKPOINT:
+            return Refused(f"{self._who} does not take checkpoints ({status}): ask its operator", permanent=True)
         if 300 <= status < 500:
             remedy = _REDIRECT if status < 400 else _REMEDIES.get(status, "ask its operator")
             return Refused(f"{self._who} takes nothing ({status}): {remedy}. Everything stays stored", permanent=False)
@@ -218,6 +223,12 @@ class HostDestination:
         if code in _X509_WRONG_NAME:
             return f"the certificate of {self._who} is for another name: check [host] url"
         return f"the certificate of {self._who} is not trusted: check [host] ca. Nothing was sent"
+
+
+def _path(parcel: Parcel) -> str:
+    if parcel.event == Event.CHECKPOINT:
+        return f"/v1/checkpoints/{parcel.transaction}"
+    return f"/v1/transactions/{parcel.transaction}/{quote(parcel.event, safe='')}"
 
 
 class _Exchange:

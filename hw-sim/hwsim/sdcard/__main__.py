@@ -1,0 +1,7 @@
+"""`python -m hwsim.sdcard`."""
+
+import sys
+
+from hwsim.sdcard.command import main
+
+sys.exit(main())
