@@ -245,7 +245,8 @@ def _made(variant: Variant, seed: int, root: Path) -> Ground:
     last = ledger.inspection.last if variant in {Variant.KILLED, Variant.MIRRORED} else 0
     rig.close_all()
     shutil.rmtree(root)
-    made = Ground(variant, files, rig, shop.references, shop.keys, _NOTHING, _NOTHING, last, rig.clock.now_ms)
+    known = shop.references[-40:]  # of what was forgotten since, one says as much as all
+    made = Ground(variant, files, rig, known, shop.keys[-60:], _NOTHING, _NOTHING, last, rig.clock.now_ms)
     _learn(made, root)
     return made
 

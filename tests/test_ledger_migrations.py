@@ -204,7 +204,7 @@ def test_a_step_that_loses_something_is_taken_back(path: Path, statement: str) -
     database = LedgerDatabase(path, FieldCipher(KEYS, seeded(5)))
     database.connect()
     with pytest.raises(LedgerError, match="taken back"):
-        migrate(database, path, 1, lambda _: b"", [Migration(2, 2, contract)])
+        migrate(database, path, 1, lambda _: b"", seal=lambda: None, steps=[Migration(2, 2, contract)])
     database.close()
     with closing(sqlite3.connect(path)) as after, closing(sqlite3.connect(":memory:")) as before:
         before.deserialize(FORM_1.replace(FORM_1[18:20], b"\1\1", 1))

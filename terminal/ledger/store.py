@@ -143,9 +143,9 @@ class Store:
             version = self._identify()
             if version < SCHEMA_VERSION:
                 self._know_keys()
-                migrate(self._database, self._path, version, self._card_tag)
+                migrate(self._database, self._path, version, self._card_tag, seal=self._seal_anew)
             meta = self._the_meta()
-            unsealed = meta.seal is None and (version < SCHEMA_VERSION or not meta.sequence)  # none was ever made
+            unsealed = meta.seal is None and not meta.sequence  # nothing was applied yet
             self._tally.watch(None if unsealed else bytes(meta.settled or b""))
             whole = unsealed or hmac.compare_digest(bytes(meta.seal or b""), self._tally.seal(meta))
             named = bytes(meta.chain_key_id) == self._chain_key_id
@@ -221,6 +221,13 @@ class Store:
                 return version, reader_version_min, data_key_ids, chain_key_id
             case _:
                 raise LedgerCorrupt("ledger.db is not a ledger: it is rebuilt from the journal")
+
+    def _seal_anew(self) -> None:
+        """Of a form that had no seal: from here on it does."""
+        meta = self._the_meta()
+        meta.settled = self._tally.formed()
+        meta.seal = self._tally.seal(meta)
+        self._meta.save(meta)
 
     @contextmanager
     def _changing(self, *, flushed: bool = True) -> Generator[MetaRow]:

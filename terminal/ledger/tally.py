@@ -86,6 +86,11 @@ class Tally:
             _Rows(_LIVE, "records", ("sequence",), "forgotten = 1", "records_forgotten"),
         )
 
+    def formed(self) -> bytes:
+        """Form both sums from the rows that there are; the settled one, to be stored."""
+        self._sums = {part: self._formed(part) for part in (_LIVE, _SETTLED)}
+        return self.settled
+
     def watch(self, settled: bytes | None) -> None:
         """Form the sum over the live rows, take the other as it was stored (None: form it, too), keep both from now."""
         self._sums = {_LIVE: self._formed(_LIVE), _SETTLED: 0}

@@ -45,9 +45,18 @@ MIGRATIONS: Final = (
 
 
 def migrate(
-    database: LedgerDatabase, path: Path, version: int, card_tag: CardTag, steps: Sequence[Migration] = MIGRATIONS
+    database: LedgerDatabase,
+    path: Path,
+    version: int,
+    card_tag: CardTag,
+    *,
+    seal: Callable[[], None],
+    steps: Sequence[Migration] = MIGRATIONS,
 ) -> None:
-    """Take the open database at `path` from form `version` to the newest, durably. Raises `DiskTrouble`."""
+    """Take the open database at `path` from form `version` to the newest, durably. Raises `DiskTrouble`.
+
+    `seal` puts the newest form's seal on the rows, in the transaction of the last step: no start finds one without.
+    """
     due = [migration for migration in steps if migration.version > version]
     if due:
         _keep_copy(database, path, due[-1].version)
@@ -69,6 +78,8 @@ def migrate(
                 migration.version,
                 migration.reader_version_min,
             )
+            if migration is due[-1]:
+                seal()
 
 
 def _inventory(database: LedgerDatabase) -> dict[tuple[str, frozenset[str]], int]:
