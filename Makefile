@@ -48,6 +48,7 @@ soak: $(READY)
 	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.power_cut --states 100000
 	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.corruption --flips 20000 --blocks 5000
 	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.syscalls
+	KILL_SWEEP=all $(BIN)/pytest tests/test_kill.py
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

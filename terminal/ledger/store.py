@@ -1038,9 +1038,9 @@ def _translated() -> Generator[None]:
         raise LedgerCorrupt(
             "the journal records something twice: nothing was changed; keep the state directory"
         ) from error
-    except (PeeweeException, sqlite3.Error) as error:
+    except (PeeweeException, sqlite3.Error, UnicodeDecodeError) as error:
         cause = getattr(error, "orig", error)
-        # An error that SQLite has no number for is a value that cannot be read.
+        # An error that SQLite has no number for is text that cannot be read, a value's or, in a message, the schema's.
         if getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGED:
             raise LedgerCorrupt(
                 "ledger.db is damaged: no sale is lost, the journal holds them all; restart, and it is "
