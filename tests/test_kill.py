@@ -32,7 +32,7 @@ from terminal.ui import screens
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
-# Of the many writes of a sale every third, and another third each day: a point takes three seconds. All: KILL_SWEEP=all.
+# Of the many writes of a sale every third, another third each day: a point takes three seconds. All: KILL_SWEEP=all.
 STRIDE = 1 if os.environ.get("KILL_SWEEP") == "all" else 3
 FIRST = 1 + date.today().toordinal() % STRIDE  # noqa: DTZ011 (whichever day it is)
 POINTS_MAX = 80  # an online sale makes about 40 calls of the busiest kind; more would be a loop
