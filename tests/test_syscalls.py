@@ -28,7 +28,7 @@ from tests.test_kill import SOLD, Seen, good_news, survive, threads
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
-POINTS = 3  # of each kind: a point takes two seconds, and there are hundreds
+POINTS = 2  # of each kind: a point takes two seconds, and there are hundreds
 POINTS_MAX = 80  # calls of a kind in one sale: more would be a loop
 ENDS_S = 10.0  # a terminal whose storage failed has ended, or works again, by then
 
