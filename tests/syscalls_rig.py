@@ -70,8 +70,8 @@ class Calls:
         return [(number, fault) for number in range(1, self.total + 1) for fault in faults]
 
     def points_in_sales(self, faults: Sequence[str] = FAULTS) -> list[tuple[int, str]]:
-        """The same, without the start: the presized WAL alone is thousands of equal calls."""
-        return [(number, fault) for number in range(self.start + 1, self.total + 1) for fault in faults]
+        """The same between the first sale and the last: a WAL that is presized or overwritten is thousands of calls."""
+        return [(number, fault) for number in range(self.start + 1, self.sales + 1) for fault in faults]
 
 
 def spread(points: Sequence[tuple[int, str]], about: int) -> tuple[Sequence[tuple[int, str]], int]:
@@ -199,7 +199,8 @@ def panel(*reasons: str) -> list[str]:
 def said_honestly(run: Run, where: str, count: int = SALES) -> None:
     """Either it went on selling, or it ended with a message and a clear error on the panel. Raises `PromiseBroken`."""
     if run.code == 0:
-        if len(run.acknowledged) != count:
+        # One more when the storage came back: the sale that met the fault was stored after all, and was then shown.
+        if len(run.acknowledged) < count:
             raise PromiseBroken(f"{where}: says that all is well after {len(run.acknowledged)} of {count} sales")
         return
     if run.code != EXIT_LEDGER or "payterm-sim: " not in run.said or "Traceback" in run.said:

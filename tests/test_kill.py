@@ -128,6 +128,7 @@ def survive(world: World, part: str, reference: str, amount: Amount, seen: Seen)
     if killed:
         world.kill(part)
         world.start_terminal() if part == "terminal" else world.start_sync()
+    world.wait(lambda: world.status()["trouble"] is None or None, "the storage to be well again", timeout_s=30)
     for sale in world.status()["attention"]:
         world.call("attention.resolve", transaction=sale["id"], keep=True)
     world.wait(lambda: not world.status()["attention"] or None, "the decisions to be taken")

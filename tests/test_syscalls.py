@@ -29,7 +29,7 @@ from tests.test_kill import SOLD, Seen, good_news, survive, threads
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
 POINTS = 2  # of each kind: a point takes two seconds, and there are hundreds
-POINTS_MAX = 80  # calls of a kind in one sale: more would be a loop
+POINTS_MAX = 200  # an inserted sale makes some 70 writes, with what is flushed afterwards: more would be a loop
 ENDS_S = 10.0  # a terminal whose storage failed has ended, or works again, by then
 
 
@@ -67,11 +67,11 @@ def test_a_terminal_that_shows_before_it_commits_is_caught() -> None:
             rig.sweep(path, "pwrite64", early, plant="tests.planted_show_first")
 
 
-def test_a_terminal_that_ignores_the_storage_error_is_caught() -> None:
+def test_a_terminal_that_stumbles_over_a_storage_error_is_caught() -> None:
     with rig.state(made=True) as path:
-        calls = rig.calls(path)["pwrite64"].points_in_sales(["error=EIO"])
-        with pytest.raises(rig.PromiseBroken, match=r"next start is not clean|cannot be read"):
-            rig.sweep(path, "pwrite64", calls[:: len(calls) // 20], plant="tests.planted_ignore_storage")
+        early = rig.calls(path)["pwrite64"].points_in_sales(["error=EIO"])[:6]
+        with pytest.raises(rig.PromiseBroken, match=r"no word that helps|says that all is well"):
+            rig.sweep(path, "pwrite64", early, plant="tests.planted_stumble")
 
 
 # Inserted cards
