@@ -39,6 +39,7 @@ setup(
         "msgspec>=0.19",
         "requests>=2.31",
         "rich>=13",
+        "stripe>=16.1,<17",  # 17 may pin another version of the interface
     ],
     extras_require={
         "pi": [*ON_HARDWARE, "lgpio>=0.2.2", "spidev>=3.5"],
@@ -56,6 +57,7 @@ setup(
             "jsonschema>=4.20",
             "mypy>=1.10",
             "openapi-spec-validator>=0.7",
+            "pydantic>=2.7",
             "PyJWT>=2.8",
             "pytest>=8",
             "pytest-cov>=5",

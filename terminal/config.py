@@ -22,6 +22,7 @@ from terminal.money import AMOUNT_MINOR_MAX, Amount, Currency, MoneyError, curre
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Hex = Annotated[str, msgspec.Meta(pattern=r"\A([0-9A-Fa-f]{2})+\Z")]
 _Fingerprint = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_Window = Annotated[str, msgspec.Meta(pattern=r"\A([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d\Z")]
 _Pin = Annotated[int, msgspec.Meta(ge=2, le=27)]
 # Waited for without a sign of life: well under the watchdog's minute.
 _WaitMs = Annotated[int, msgspec.Meta(ge=1, le=45_000)]
@@ -157,12 +158,30 @@ class HostSection(_Section, frozen=True):
 
 
 class SyncSection(_Section, frozen=True):
-    """Where the sync service keeps its own store. `keys` defaults to systemd's credentials directory."""
+    """The sync service: its store, its socket, and when the backlog is sent. `keys` defaults to systemd's credentials.
+
+    What a customer waits for is sent at once in every mode.
+    """
 
     directory: Path = Path("/var/lib/payterm-sync")
     keys: Path | None = None
+    socket: Path = Path("/run/payterm-sync/sync.sock")
     backoff_min_ms: _PositiveMs = 500
     backoff_max_ms: _PositiveMs = 60_000
+    uploads: Annotated[int, msgspec.Meta(ge=1, le=16)] = 6  # under way at once
+    mode: Literal["immediate", "interval", "window", "metered", "manual"] = "immediate"
+    interval_minutes: Annotated[int, msgspec.Meta(ge=1, le=1_440)] = 15
+    windows: tuple[_Window, ...] = ()
+    metered_count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 50  # so many waiting are worth a connection
+    metered_minutes: Annotated[int, msgspec.Meta(ge=1, le=10_080)] = 360  # or so old a one
+
+
+class StripeSection(_Section, frozen=True):
+    """Sales are reported to Stripe as payment records. `live` must be said for a live key to be used."""
+
+    live: bool = False
+    url: Annotated[str, msgspec.Meta(pattern=r"\Ahttps://[^/].*\Z")] = "https://api.stripe.com"
+    ca: Path | None = None
 
 
 class AidSection(_Section, frozen=True):
@@ -218,6 +237,7 @@ class Config(_Section, frozen=True):
     pins: PinsSection | None = None
     sale: SaleSection = SaleSection()
     sync: SyncSection = SyncSection()
+    stripe: StripeSection | None = None
     aids: tuple[AidSection, ...] = STANDARD_AIDS
     ca_keys: tuple[CaKeySection, ...] = ()
 
@@ -262,6 +282,11 @@ def _check(config: Config) -> None:
     for keys, state in ((config.ledger.keys, config.ledger.directory), (config.sync.keys, config.sync.directory)):
         if keys is not None and keys.absolute().is_relative_to(state.absolute()):
             raise MoneyError(f"keys in {keys} lie beside what they protect in {state}: name another directory")
+    if config.sync.mode == "window" and not config.sync.windows:
+        raise MoneyError('[sync] mode is "window", and there are no windows: name some, like windows = ["22:00-06:00"]')
+    for text in config.sync.windows:
+        if len(set(text.split("-"))) == 1:
+            raise MoneyError(f"[sync] windows: {text!r} is empty; for a whole day use the mode immediate")
     for code in config.limits:
         if currency(code).code != code:
             raise MoneyError(f"[limits.{code}] must be written [limits.{currency(code).code}]")

@@ -134,7 +134,8 @@ class ControlServer:
         except OSError as error:
             self._socket.close()
             raise ControlError(
-                f"no socket can be made at {path}: {error.strerror or error}. No sale is taken."
+                f"no socket can be made at {path}: {error.strerror or error}. Stored sales are safe; let this "
+                "service write to that directory."
             ) from error
         self._socket.listen(CONNECTIONS_MAX)
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)

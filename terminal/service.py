@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -15,10 +15,10 @@ from terminal.config import Config
 from terminal.control import CALLER, Call, CallRefused, Role
 from terminal.desk import Desk, DeskBusy
 from terminal.ledger.errors import AnswerRejected, LedgerError, NoSuchTransaction
-from terminal.ledger.ledger import Head, Ledger
+from terminal.ledger.ledger import ANSWERS_MAX, Delivered, Head, Ledger
 from terminal.ledger.sealing import verify_answer, verify_countersignature
 from terminal.ledger.states import State
-from terminal.ledger.values import Event, OutboxItem, Transaction
+from terminal.ledger.values import Event, Transaction, Verdict
 from terminal.link import Link
 from terminal.money import Amount, MoneyError, currency
 from terminal.payment import Payments, SaleRefused
@@ -55,6 +55,10 @@ class Stored(_Arguments, frozen=True):
 class Deliver(_Arguments, frozen=True):
     key: str
     answer: Annotated[str, msgspec.Meta(max_length=16_384)]
+
+
+class DeliverMany(_Arguments, frozen=True):
+    answers: Annotated[list[Deliver], msgspec.Meta(max_length=ANSWERS_MAX)]
 
 
 class At(_Arguments, frozen=True):
@@ -126,6 +130,7 @@ class Service:
             "outbox.fetch": Call(Fetch, _said(self._fetch), sync),
             "outbox.stored": Call(Stored, _said(self._stored), sync),
             "answer.deliver": Call(Deliver, _said(self._deliver), sync),
+            "answers.deliver": Call(DeliverMany, _said(self._deliver_many), sync),
             "link.report": Call(Report, _said(self._report), sync),
             "sale.start": Call(Start, _said(self._start), register | operator),
             "sale.result": Call(Result, _said(self._result), register | operator),
@@ -160,36 +165,65 @@ class Service:
         return {}
 
     def _deliver(self, arguments: Deliver) -> dict[str, Any]:
-        """Believe an answer only if the host signed it for exactly what was sent; then commit it."""
+        """One answer, by itself."""
+        (outcome,) = self._committed([arguments])
+        if isinstance(outcome, LedgerError):
+            raise outcome
+        return {"state": outcome}
+
+    def _deliver_many(self, arguments: DeliverMany) -> dict[str, Any]:
+        """Many answers with the flushes of one. What is wrong with one of them is said of that one only."""
+        outcomes = self._committed(arguments.answers)
+        results: list[dict[str, Any]] = []
+        for given, outcome in zip(arguments.answers, outcomes, strict=True):
+            if isinstance(outcome, LedgerError):
+                refused = refusal(outcome)
+                results.append({"key": given.key, "error": {"code": refused.code, "message": str(refused)}})
+            else:
+                results.append({"key": given.key, "state": outcome})
+        return {"results": results}
+
+    def _committed(self, given: Sequence[Deliver]) -> list[str | LedgerError]:
+        """Believe an answer only if the host signed it for exactly what was sent; then commit all that are believed.
+
+        For each: the state that it led to, or why it was not taken.
+        """
         self._link.heard()
-        item = self._ledger.outbox_item(arguments.key)
+        outcomes: list[str | LedgerError | None] = []
+        believed: list[Delivered] = []
+        for one in given:
+            try:
+                believed.append(self._verified(one))
+                outcomes.append(None)
+            except (AnswerRejected, NoSuchTransaction) as error:
+                outcomes.append(error)
+        committed = iter(self._ledger.commit_answers(believed))
+        self._link.answered()
+        return [_outcome(next(committed)) if outcome is None else outcome for outcome in outcomes]
+
+    def _verified(self, given: Deliver) -> Delivered:
+        item = self._ledger.outbox_item(given.key)
+        terminal = self._config.terminal.id
         try:
             if item.event is Event.CHECKPOINT:
-                return self._countersigned(item, arguments.answer)
-            answer = verify_answer(
-                arguments.answer,
-                self._answer_key,
-                transaction=self._ledger.transaction(item.transaction),
-                event=item.event,
-                terminal=self._config.terminal.id,
-                envelope=item.sha256,
-            )
+                answer = verify_countersignature(
+                    given.answer, self._answer_key, id_=item.transaction, terminal=terminal, envelope=item.sha256
+                )
+            else:
+                answer = verify_answer(
+                    given.answer,
+                    self._answer_key,
+                    transaction=self._ledger.transaction(item.transaction),
+                    event=item.event,
+                    terminal=terminal,
+                    envelope=item.sha256,
+                )
+                self._payments.answered(answer)
         except AnswerRejected as rejected:
-            self._ledger.note("answer_rejected", key=arguments.key, reason=str(rejected))
-            _log.error("answer for %s not believed: %s", arguments.key, rejected)
-            raise CallRefused("answer_rejected", str(rejected)) from rejected
-        self._payments.answered(answer)
-        decided = self._ledger.commit_answer(item.transaction, item.event, answer, arguments.answer)
-        self._link.answered()
-        return {"state": decided.state.value}
-
-    def _countersigned(self, item: OutboxItem, jws: str) -> dict[str, Any]:
-        id_ = item.transaction
-        answer = verify_countersignature(
-            jws, self._answer_key, id_=id_, terminal=self._config.terminal.id, envelope=item.sha256
-        )
-        self._ledger.commit_countersignature(id_, answer, jws)
-        return {"state": answer.decision.value}
+            self._ledger.note("answer_rejected", key=given.key, reason=str(rejected))
+            _log.error("answer for %s not believed: %s", given.key, rejected)
+            raise
+        return item.transaction, item.event, answer, given.answer
 
     def _report(self, arguments: Report) -> dict[str, Any]:
         before = self._link.state()
@@ -300,8 +334,8 @@ def out_of_order(reason: Callable[[], str]) -> Mapping[str, Call]:
 
     refused = (
         "sale.start", "sale.result", "sale.cancel", "attention.resolve", "outbox.fetch", "outbox.stored",
-        "answer.deliver", "link.report", "ledger.list", "ledger.check", "ledger.backup", "audit.page", "audit.verify",
-        "keys.use", "privacy.export", "privacy.erase",
+        "answer.deliver", "answers.deliver", "link.report", "ledger.list", "ledger.check", "ledger.backup",
+        "audit.page", "audit.verify", "keys.use", "privacy.export", "privacy.erase",
     )  # fmt: skip
     return {"status": Call(Nothing, status)} | {name: Call(dict, refuse) for name in refused}
 
@@ -316,9 +350,28 @@ def _said(handler: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str,
             raise CallRefused(refused.code, str(refused)) from refused
         except DeskBusy as busy:
             raise CallRefused("busy", str(busy)) from busy
-        except NoSuchTransaction as error:
-            raise CallRefused("no_such_sale", str(error)) from error
         except LedgerError as error:
-            raise CallRefused("ledger", str(error)) from error
+            raise refusal(error) from error
 
     return handle
+
+
+def refusal(error: LedgerError) -> CallRefused:
+    """The ledger's refusal, in the socket's words."""
+    match error:
+        case AnswerRejected():
+            return CallRefused("answer_rejected", str(error))
+        case NoSuchTransaction():
+            return CallRefused("no_such_sale", str(error))
+        case _:
+            return CallRefused("ledger", str(error))
+
+
+def _outcome(committed: Transaction | Verdict | LedgerError) -> str | LedgerError:
+    match committed:
+        case Transaction(state=state):
+            return state.value
+        case Verdict():
+            return committed.value
+        case LedgerError():
+            return committed

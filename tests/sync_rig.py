@@ -32,11 +32,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from terminal.ledger.keys import SecretKey
+from terminal.sync.couriers import Alone
 from terminal.sync.destinations import Answered, Busy, Destination, NotSent, Parcel, Refused, Result, Unsure
-from terminal.sync.errors import AnswerRejected, TerminalUnavailable
+from terminal.sync.errors import TerminalUnavailable
 from terminal.sync.journal import Head, SyncJournal
 from terminal.sync.spool import OutboxItem, Spool
-from terminal.sync.step import Backoff, LinkReport, Offer, Seen, Sync, Terminal
+from terminal.sync.step import Backoff, Delivered, LinkReport, Offer, Seen, Sync, Terminal
 
 SPOOL_KEY: Final = SecretKey(bytes(range(32)))
 STEPS_MAX: Final = 5_000  # no scenario here needs more; one that does hangs
@@ -164,16 +165,21 @@ class FakeTerminal:
         self.handed_over |= set(keys)
         self._lose("stored")
 
-    def deliver(self, key: str, answer: str) -> None:
+    def deliver(self, answers: Sequence[tuple[str, str]]) -> Sequence[Delivered]:
         self._reached()
+        words = [self.judge(key, answer) for key, answer in answers]
+        self._lose("deliver")
+        return words
+
+    def judge(self, key: str, answer: str) -> Delivered:
         item = self.outbox[key]
         if self.rejects or answer != answer_to(item.transaction, item.event, item.envelope):
             self.rejections.append(key)
-            raise AnswerRejected("the signature is not the host's")
+            return Delivered(key, error="the signature is not the host's", believed=False)
         with self.changed:
             assert self.answers.setdefault(key, answer) == answer
             self.changed.notify_all()
-        self._lose("deliver")
+        return Delivered(key, state="approved")
 
     def report(self, report: LinkReport) -> Seen:
         self._reached()
@@ -259,6 +265,9 @@ class FakeHost:
         }
         return results.get(mood, Unsure(mood.value, self.retry_after_ms))
 
+    def look_up(self, parcel: Parcel, *, first_attempt_ms: int | None) -> Answered | Unsure | None:
+        return None
+
     def close(self) -> None:
         pass
 
@@ -273,6 +282,7 @@ class Rig:
     clock: FakeClock
     entropy: Callable[[int], bytes]
     open_spool: Callable[..., Spool] = Spool
+    takes_envelopes: Sequence[str] | None = None
     starts: int = 0
     spool: Spool = field(init=False)
     journal: SyncJournal = field(init=False)
@@ -313,12 +323,13 @@ class Rig:
         )
         self.sync = Sync(
             self.spool,
-            self.destinations,
+            [Alone(destination) for destination in self.destinations],
             self.terminal,
             self.journal,
             clock=self.clock,
             entropy=self.entropy,
             backoff=Backoff(),
+            takes_envelopes=self.takes_envelopes,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from terminal.ledger.errors import (
     ReferenceTaken,
 )
 from terminal.ledger.journal import SLOT_BYTES, Medium
-from terminal.ledger.ledger import Ledger, LedgerSettings
+from terminal.ledger.ledger import ANSWERS_MAX, Delivered, Ledger, LedgerSettings
 from terminal.ledger.recovery import resolve
 from terminal.ledger.sealing import verify_answer
 from terminal.ledger.states import State
@@ -263,6 +264,165 @@ def test_unknown_transactions(rig: Rig) -> None:
         rig.finish(ledger, stranger)
     with pytest.raises(NoSuchTransaction):
         ledger.outbox_item(f"{stranger.id}/authorisation")
+
+
+# Answers in groups
+
+
+def delivered(
+    rig: Rig, ledger: Ledger, sale: Transaction, decision: str, event: Event = Event.AUTHORISATION
+) -> Delivered:
+    jws = rig.host.answer(rig.envelope(ledger, sale.id, event), decision)
+    sha256 = ledger.outbox_item(f"{sale.id}/{event}").sha256
+    answer = verify_answer(jws, rig.keys.host_answer, transaction=sale, event=event, terminal=TERMINAL, envelope=sha256)
+    return sale.id, event, answer, jws
+
+
+def test_a_group_of_answers_is_one_commit(rig: Rig) -> None:
+    media: list[CountingMedium] = []
+
+    def counting(path: Path, size_bytes: int) -> Medium:
+        CountingMedium.create(path, size_bytes).close()
+        media.append(CountingMedium(path))
+        return media[0]
+
+    ledger = rig.open(counting)
+    sales = [rig.sell(ledger) for _ in range(ANSWERS_MAX)]
+    group = [delivered(rig, ledger, sale, "approved") for sale in sales]
+    ledger.flush()
+    before = media[0].flushes
+    outcomes = ledger.commit_answers(group)
+    assert media[0].flushes == before + 1
+    assert [each.state for each in outcomes if isinstance(each, Transaction)] == [State.SETTLED] * ANSWERS_MAX
+    assert ledger.unsent() == []
+    assert ledger.exposure(EUR) == Exposure(0, 0, None)
+    assert ledger.commit_answers(group) == outcomes  # a repetition changes nothing
+    assert media[0].flushes == before + 1
+    with pytest.raises(ValueError, match="at most"):
+        ledger.commit_answers([*group, group[0]])
+    # Control: one by one they cost as many commits as there are answers.
+    more = [rig.sell(ledger) for _ in range(3)]
+    singly = [delivered(rig, ledger, sale, "approved") for sale in more]
+    before = media[0].flushes
+    for one in singly:
+        ledger.commit_answer(*one)
+    assert media[0].flushes == before + 3
+    assert verified(ledger)
+
+
+def test_what_is_wrong_with_one_answer_does_not_stop_the_others(rig: Rig) -> None:
+    ledger = rig.open()
+    first, other, last = (rig.sell(ledger) for _ in range(3))
+    good, wrong, fine = (delivered(rig, ledger, sale, "approved") for sale in (first, other, last))
+    swapped = (other.id, Event.AUTHORISATION, good[2], good[3])
+    unknown = (other.id, Event.REVERSAL, wrong[2], wrong[3])
+    outcomes = ledger.commit_answers([good, swapped, unknown, fine])
+    assert [type(each) for each in outcomes] == [Transaction, AnswerRejected, NoSuchTransaction, Transaction]
+    assert [ledger.transaction(sale.id).state for sale in (first, other, last)] == [
+        State.SETTLED,
+        State.ACCEPTED,
+        State.SETTLED,
+    ]
+
+
+def test_two_answers_for_one_sale_work_in_order(rig: Rig) -> None:
+    ledger = rig.open()
+    sale = rig.sell(ledger)
+    reverse(rig, ledger, sale, ReversalReason.VOID)
+    approved = delivered(rig, ledger, sale, "approved")
+    reversed_ = delivered(rig, ledger, sale, "reversed", Event.REVERSAL)
+    free = ledger.free_slots
+    outcomes = ledger.commit_answers([approved, reversed_, approved])
+    assert [each.state for each in outcomes if isinstance(each, Transaction)] == [State.REVERSED] * 3
+    assert ledger.free_slots == free - 2
+    # The other way round the reversal ends the waiting for both.
+    sale = rig.sell(ledger)
+    reverse(rig, ledger, sale, ReversalReason.VOID)
+    approved = delivered(rig, ledger, sale, "approved")
+    reversed_ = delivered(rig, ledger, sale, "reversed", Event.REVERSAL)
+    free = ledger.free_slots
+    ledger.commit_answers([reversed_, approved])
+    assert ledger.transaction(sale.id).state is State.REVERSED
+    assert ledger.free_slots == free - 1
+    # An answer that does not fit what the group has made of the sale so far is refused, as it would be alone.
+    sale = rig.sell(ledger, Decision.ONLINE)
+    declined = delivered(rig, ledger, sale, "declined")
+    ledger.commit_answers([declined, declined])
+    with pytest.raises(IllegalTransition):
+        reverse(rig, ledger, sale, ReversalReason.TIMEOUT)
+    assert ledger.outbox(9) == []
+    assert verified(ledger)
+
+
+class PowerCut(BaseException):
+    """No more electricity: nothing may catch this."""
+
+
+class Forgetful(MemoryMedium):
+    """The planted fault: once it forgets, a flush says that it is done and has done nothing."""
+
+    forgets = False
+
+    def flush(self) -> None:
+        if self.forgets:
+            self.on_operation("flushed")
+        else:
+            super().flush()
+
+
+def cut_in_a_group(rig: Rig, left_in: Path, at: str, chance: random.Random, *, forgets: bool = False) -> int:
+    """The power goes within the one flush of six answers; how many of them are there at the next start.
+
+    Whatever that is, all are delivered again, and taken.
+    """
+    medium = Forgetful(rig.settings.journal_size_bytes)
+    ledger = rig.open(lambda *_: medium)
+    sales = [rig.sell(ledger) for _ in range(6)]
+    group = [delivered(rig, ledger, sale, "approved") for sale in sales]
+
+    def cut(operation: str) -> None:
+        if operation == at:
+            raise PowerCut
+
+    medium.on_operation, medium.forgets = cut, forgets
+    with pytest.raises(PowerCut):
+        ledger.commit_answers(group)
+    left = medium.power_cut(chance)
+    shutil.copytree(rig.directory, left_in)
+    medium.on_operation = lambda _: None
+    rig.close_all()
+    ledger = rig.open(lambda *_: left, directory=left_in)
+    states = [ledger.transaction(sale.id).state for sale in sales]
+    settled = states.count(State.SETTLED)
+    # A record counts only with all before it, so what is there is a beginning of the group.
+    assert states == [State.SETTLED] * settled + [State.ACCEPTED] * (6 - settled)
+    outcomes = ledger.commit_answers(group)
+    assert [each.state for each in outcomes if isinstance(each, Transaction)] == [State.SETTLED] * 6
+    assert ledger.unsent() == []
+    assert ledger.outbox(9) == []
+    assert verified(ledger)
+    ledger.close()
+    return settled
+
+
+def test_of_a_group_that_is_cut_off_any_part_may_be_durable(tmp_path: Path) -> None:
+    found = {
+        cut_in_a_group(Rig(tmp_path / f"{seed}"), tmp_path / f"left-{seed}", "flush", random.Random(seed))
+        for seed in range(16)
+    }
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_group_is_durable_once_the_journal_is_flushed(tmp_path: Path, forgets: bool) -> None:
+    """With a medium that does not flush as the control, which must be noticed."""
+    found = {
+        cut_in_a_group(
+            Rig(tmp_path / f"{seed}"), tmp_path / f"left-{seed}", "flushed", random.Random(seed), forgets=forgets
+        )
+        for seed in range(8)
+    }
+    assert (found == {6}) is not forgets
 
 
 # What it costs

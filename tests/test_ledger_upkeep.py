@@ -24,7 +24,7 @@ from terminal.ledger.recovery import resolve
 from terminal.ledger.sealing import Envelopes, verify_countersignature
 from terminal.ledger.states import State
 from terminal.ledger.upkeep import Retention
-from terminal.ledger.values import Event, ReversalReason, Transaction
+from terminal.ledger.values import Event, ReversalReason, Transaction, Verdict
 
 SLOTS = 192
 RING = replace(SMALL, journal_size_bytes=SLOTS * SLOT_BYTES)
@@ -253,7 +253,8 @@ def test_a_checkpoint_is_signed_and_countersigned(rig: Rig) -> None:
     answer = verify_countersignature(
         jws, rig.keys.host_answer, id_=id_, terminal=said["terminal"], envelope=newer.sha256
     )
-    ledger.commit_countersignature(id_, answer, jws)
+    for _ in range(2):  # a repetition is acknowledged
+        assert ledger.commit_answers([(id_, Event.CHECKPOINT, answer, jws)]) == [Verdict.COUNTERSIGNED]
     assert checkpoints(ledger) == []
     assert ledger.inspection.verify_some(None).countersigned == rig.host.read(newer.envelope)["sequence"] + 1
 

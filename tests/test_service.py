@@ -53,6 +53,7 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         "outbox.fetch": {Role.SYNC},
         "outbox.stored": {Role.SYNC},
         "answer.deliver": {Role.SYNC},
+        "answers.deliver": {Role.SYNC},
         "link.report": {Role.SYNC},
         "sale.start": sale,
         "sale.result": sale,
@@ -88,6 +89,9 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         ("answer.deliver", {"key": "nonsense", "answer": ""}, "no_such_sale"),
         ("answer.deliver", {"key": "", "answer": ""}, "no_such_sale"),
         ("answer.deliver", {"key": "x", "answer": "x" * 16_385}, "malformed"),
+        ("answers.deliver", {}, "malformed"),
+        ("answers.deliver", {"answers": [{"key": "x", "answer": ""}] * 33}, "malformed"),
+        ("answers.deliver", {"answers": [{"key": "x"}]}, "malformed"),
         ("link.report", {}, "malformed"),
         ("link.report", {"online": "yes"}, "malformed"),
         ("sale.start", {}, "malformed"),
@@ -200,6 +204,49 @@ def test_an_item_is_offered_until_it_is_stored(terminal: Terminal) -> None:
     assert terminal.items() == [item]  # to heal a spool that was lost
     assert terminal.call("answer.deliver", key=item["key"], answer=terminal.answer_to(item)) == {"state": "settled"}
     terminal.restart()
+    assert terminal.items() == []
+
+
+def test_answers_come_in_groups_and_each_stands_for_itself(terminal: Terminal) -> None:
+    terminal.offline()
+    good, forged, declined = terminal.pay(1250), terminal.pay(700), terminal.pay(1251)
+    items = {item["transaction"]: item for item in terminal.items()}
+    answers = [
+        {"key": items[str(good.id)]["key"], "answer": terminal.answer_to(items[str(good.id)])},
+        {"key": items[str(forged.id)]["key"], "answer": terminal.answer_to(items[str(good.id)])},
+        {"key": "unheard/of", "answer": "x"},
+        {"key": items[str(declined.id)]["key"], "answer": terminal.answer_to(items[str(declined.id)])},
+    ]
+    results = terminal.call("answers.deliver", answers=answers)["results"]
+    assert [result["key"] for result in results] == [answer["key"] for answer in answers]
+    told = [result.get("state") or result["error"]["code"] for result in results]
+    assert told == ["settled", "answer_rejected", "no_such_sale", "refused"]
+    states = [terminal.state(sale.id) for sale in (good, forged, declined)]
+    assert states == [State.SETTLED, State.ACCEPTED, State.REFUSED]
+    # Again, as after an acknowledgement that was lost: nothing changes, and the same is told.
+    again = terminal.call("answers.deliver", answers=answers)["results"]
+    assert again == results
+    assert terminal.call("answers.deliver", answers=[]) == {"results": []}
+
+
+def test_a_checkpoint_is_countersigned_in_the_group_of_a_sale(terminal: Terminal) -> None:
+    terminal.offline()
+    sale = terminal.pay(1250)
+    for _ in range(20):
+        if not terminal.ledger.upkeep.step(terminal.payments._envelopes):
+            break
+    items = terminal.items()
+    assert {item["event"] for item in items} == {"authorisation", "checkpoint"}
+    answers = []
+    for item in items:
+        if item["event"] == "checkpoint":
+            said = terminal.host.countersign(item["transaction"], item["envelope"].encode()).answer
+        else:
+            said = terminal.answer_to(item)
+        answers.append({"key": item["key"], "answer": said})
+    results = terminal.call("answers.deliver", answers=answers)["results"]
+    assert sorted(result["state"] for result in results) == ["countersigned", "settled"]
+    assert terminal.state(sale.id) is State.SETTLED
     assert terminal.items() == []
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ from sync_rig import (
 )
 
 from terminal.clock import SystemClock, system_entropy
-from terminal.sync import Backoff, HostSettings, SpoolUnavailable, SyncSettings, Unsendable, run
+from terminal.sync import Backoff, HostSettings, Place, SpoolUnavailable, SyncSettings, Unsendable, run
 from terminal.sync import step as step_module
+from terminal.sync.destinations.host import HostDestination
 from terminal.sync.journal import read
 
 WITHIN_S = 10.0  # far more than anything here takes
@@ -61,7 +63,7 @@ class Service:
     def _run(self) -> None:
         run(
             self.settings,
-            self.terminal,
+            lambda: self.terminal,
             clock=SystemClock(),
             entropy=system_entropy,
             stop=self.stop,
@@ -87,7 +89,12 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield Service(
             FakeTerminal(),
             server,
-            SyncSettings(tmp_path / "sync", SPOOL_KEY, host, Backoff(first_ms=20, ceiling_ms=100)),
+            SyncSettings(
+                tmp_path / "sync",
+                SPOOL_KEY,
+                [Place(partial(HostDestination, host))],
+                backoff=Backoff(first_ms=20, ceiling_ms=100),
+            ),
         )
 
 
@@ -172,7 +179,9 @@ def test_what_cannot_work_ends_the_service_with_a_reason(service: Service, tmp_p
     service.settings.state_directory.chmod(0o755)
     with pytest.raises(SpoolUnavailable, match="chmod 700"):
         service._run()
-    service.settings = SyncSettings(tmp_path / "other", SPOOL_KEY, HostSettings("http://plain.example"))
+    service.settings = SyncSettings(
+        tmp_path / "other", SPOOL_KEY, [Place(partial(HostDestination, HostSettings("http://plain.example")))]
+    )
     with pytest.raises(Unsendable, match="Write https"):
         service._run()
     assert "SecretKey" not in repr(service.settings)

@@ -85,8 +85,7 @@ class SyncMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.terminal.outbox)
     @rule()
     def crash_while_sending(self) -> None:
-        row = self.rig.spool.next_to_send("host")
-        if row is not None:
+        for row in self.rig.spool.to_send("host", 1):
             self.rig.spool.move(row.id, On.SEND)
             self.host.send(self.rig.spool.parcel(row))
             self.rig.crash()

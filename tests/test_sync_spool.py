@@ -149,11 +149,11 @@ def test_due_times_outlive_a_restart_but_not_a_boot(tmp_path: Path, clock: FakeC
     spool.move(row, On.UNSURE, due_in_ms=50_000)
     spool.close()
     spool = opened(tmp_path / "sync", clock=clock)
-    assert spool.next_to_send("host") is None
+    assert not spool.to_send("host", 1)
     spool.close()
     clock.reboot(synchronised=False, wall_ms=0)
     spool = opened(tmp_path / "sync", clock=clock)
-    assert spool.next_to_send("host") is not None
+    assert spool.to_send("host", 1)
     spool.close()
 
 
@@ -162,25 +162,25 @@ def test_a_wrong_clock_moves_no_due_time(spool: Spool, clock: FakeClock) -> None
     spool.move(row, On.SEND)
     spool.move(row, On.UNSURE, due_in_ms=1_000)
     clock.set_wall(10**15)
-    assert spool.next_to_send("host") is None
+    assert not spool.to_send("host", 1)
     clock.set_wall(0)
     clock.advance(1_000)
-    assert spool.next_to_send("host") is not None
+    assert spool.to_send("host", 1)
 
 
 def test_the_age_is_known_across_boots_only_by_synchronised_clocks(tmp_path: Path, clock: FakeClock) -> None:
     spool = opened(tmp_path / "sync", clock=clock)
     stored(spool)
     clock.advance(5_000)
-    assert spool.summary().oldest_ms == 5_000
+    assert spool.waiting("host").oldest_ms == 5_000
     spool.close()
     clock.reboot(wall_ms=clock.wall_ms() + 60_000)
     spool = opened(tmp_path / "sync", clock=clock)
-    assert spool.summary().oldest_ms == 65_000
+    assert spool.waiting("host").oldest_ms == 65_000
     spool.close()
     clock.reboot(synchronised=False, wall_ms=0)
     spool = opened(tmp_path / "sync", clock=clock)
-    assert spool.summary().oldest_ms == clock.monotonic_ms()  # at least that
+    assert spool.waiting("host").oldest_ms == clock.monotonic_ms()  # at least that
     spool.close()
 
 
@@ -188,7 +188,8 @@ def test_a_customer_comes_before_the_backlog_and_the_last_customer_first(spool: 
     for number, urgent in ((1, False), (2, False), (3, True), (4, True)):
         stored(spool, number, urgent=urgent)
     order = []
-    while (row := spool.next_to_send("host")) is not None:
+    while rows := spool.to_send("host", 1):
+        [row] = rows
         order.append(row.number)
         bring_to(spool, row.id, State.SENDING)
     assert order == [4, 3, 1, 2]
@@ -198,8 +199,8 @@ def test_nothing_waits_that_is_not_listed_and_counted(spool: Spool) -> None:
     for number, state in enumerate(State, 1):
         bring_to(spool, stored(spool, number), state)
     assert {row.state for row in spool.rows()} == set(State) - {State.DELIVERED}
-    assert spool.summary().queued == len(OPEN)
-    assert spool.summary().held == 2
+    assert spool.waiting("host").queued == len(OPEN)
+    assert spool.waiting("host").held == 2
 
 
 def test_a_person_can_have_a_refused_item_sent_again_under_its_key(spool: Spool) -> None:
@@ -214,6 +215,7 @@ def test_a_person_can_have_a_refused_item_sent_again_under_its_key(spool: Spool)
 
 def test_old_delivered_rows_are_forgotten_and_nothing_else(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool_module, "DELIVERED_MAX", 3)
+    monkeypatch.setattr(spool_module, "FORGET_EVERY", 1)
     for number in range(1, 11):
         row = stored(spool, number)
         if number > 2:  # the two oldest are never sent
@@ -340,7 +342,7 @@ def test_another_key_changes_nothing(tmp_path: Path) -> None:
 def test_a_newer_layout_is_left_alone(tmp_path: Path) -> None:
     opened(tmp_path / "sync").close()
     with sqlite3.connect(tmp_path / "sync" / "spool.db") as connection:
-        connection.execute("UPDATE meta SET value = '2' WHERE name = 'version'")
+        connection.execute("UPDATE meta SET value = '3' WHERE name = 'version'")
     connection.close()
     with pytest.raises(SpoolCorrupt, match="newer version"):
         opened(tmp_path / "sync")

@@ -56,6 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from hwsim.host import server
 
         sys.exit(server.main(given[1:]))
+    if given[:1] == ["stripe"]:
+        from hwsim.stripe_double import server as stripe
+
+        sys.exit(stripe.main(given[1:]))
+    if given[:1] == ["faults"]:
+        from hwsim import faults
+
+        sys.exit(faults.main(given[1:]))
     if given[:1] == ["sdcard"]:
         from hwsim import sdcard
 
@@ -95,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
     device.add_argument("--directory", type=Path, required=True, help="holds cards/, takes the sockets")
 
     commands.add_parser("host", help="the operator's host: HTTPS, books, signed answers", add_help=False)
+
+    commands.add_parser("stripe", help="a double of Stripe's payment records, strict and durable", add_help=False)
+
+    commands.add_parser("faults", help="a bad network in front of a host, by seed or by order", add_help=False)
 
     sales.add_parser(commands)
 

@@ -99,6 +99,7 @@ answer_fingerprint = "{answer}"
 [sync]
 directory = "sync"
 keys = "keys/sync"
+socket = "sync.sock"
 
 [[ca_keys]]
 {ca_key}

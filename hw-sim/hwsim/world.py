@@ -74,6 +74,7 @@ read_timeout_ms = 3000
 [sync]
 directory = "{directory}/sync"
 keys = "{directory}/keys/sync"
+socket = "{directory}/sync.sock"
 backoff_min_ms = 100
 backoff_max_ms = 1000
 

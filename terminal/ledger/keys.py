@@ -98,8 +98,12 @@ class KeyStore:
         # systemd's own credentials directory is reachable by this service only; the mode of its files is systemd's.
         self._guarded = is_service_credentials(directory)
 
+    def text(self, name: str) -> str:
+        """A secret that somebody else has made: the key of an interface. Its form is for the caller to judge."""
+        return self._read(name, private=True).decode("ascii", "replace").strip()
+
     def secret(self, name: str) -> SecretKey:
-        text = self._read(name, private=True).decode("ascii", "replace").strip()
+        text = self.text(name)
         if not _HEX.fullmatch(text):
             raise _unavailable(name, "does not hold 64 hex digits")
         return SecretKey(bytes.fromhex(text))

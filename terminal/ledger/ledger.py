@@ -15,7 +15,7 @@ import fcntl
 import os
 import struct
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,16 +29,26 @@ from terminal.ledger.archive import Archive
 from terminal.ledger.errors import (
     AnswerRejected,
     DiskTrouble,
+    IllegalTransition,
     JournalFull,
     KeyUnavailable,
     LedgerCorrupt,
+    LedgerError,
     LedgerLocked,
     NoRoom,
     NoSuchTransaction,
     ReferenceTaken,
 )
 from terminal.ledger.inspection import Inspection
-from terminal.ledger.journal import FileMedium, Journal, Medium, RecordType, storage_errors, sync_directory
+from terminal.ledger.journal import (
+    UNFLUSHED_MAX,
+    FileMedium,
+    Journal,
+    Medium,
+    RecordType,
+    storage_errors,
+    sync_directory,
+)
 from terminal.ledger.keys import TerminalKeys, key_id
 from terminal.ledger.medium import MirrorMedium
 from terminal.ledger.parts import Parts
@@ -48,6 +58,7 @@ from terminal.ledger.states import AT_RISK, State, advance
 from terminal.ledger.store import Store, facts_of, outbox_key
 from terminal.ledger.upkeep import Retention, Upkeep
 from terminal.ledger.values import (
+    OF_NO_SALE,
     Answer,
     CardSummary,
     Decision,
@@ -59,6 +70,8 @@ from terminal.ledger.values import (
     Total,
     Transaction,
     Unsent,
+    Verdict,
+    ended_by,
 )
 from terminal.money import Amount, Currency
 
@@ -66,6 +79,7 @@ JOURNAL_NAME: Final = "journal"
 DATABASE_NAME: Final = "ledger.db"
 ARCHIVE_NAME: Final = "archive"
 
+ANSWERS_MAX: Final = UNFLUSHED_MAX  # in one commit: as many records as the journal takes between two flushes
 REFERENCE_CHARS_MAX: Final = 64  # it must fit into a record's body whatever its letters
 REASON_CHARS_MAX: Final = 64
 
@@ -86,6 +100,8 @@ _WAITING: Final = frozenset({State.AUTHORISING, State.ACCEPTED, State.REVERSING}
 
 OpenMedium: TypeAlias = Callable[[Path, int], Medium]
 MakeEnvelope: TypeAlias = Callable[[int], str]
+Delivered: TypeAlias = tuple[UUID, Event, Answer, str]
+"""Whose answer it is, to which event, what it says, and the host's signed text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,60 +347,42 @@ class Ledger:
             return self._settle(transaction)
 
     def commit_answer(self, transaction: UUID, event: Event, answer: Answer, jws: str) -> Transaction:
-        """The host's verified answer, durable on return; card data is erased. A repetition changes nothing.
+        """The host's verified answer on a sale, durable on return; card data is erased. A repetition changes nothing.
 
         Raises `IllegalTransition`, `NoSuchTransaction`, `AnswerRejected` (for another envelope), `DiskTrouble`.
         """
-        key = outbox_key(transaction, event)
-        with self._parts.held():
-            found = self._parts.store.outbox_item(key)
-            if found is None:
-                raise NoSuchTransaction(key)
-            item, _ = found
-            before = self._find(transaction)
-            if item.answered:
-                return before
-            if (answer.transaction, answer.event, answer.envelope) != (transaction, event, item.sha256):
-                raise AnswerRejected("envelope", "it answers another envelope")
-            contact = before.card is not None and before.card.contact
-            advance(before.state, answer.decision.change(before.state, contact=contact))
-            body = {
-                "transaction": str(transaction),
-                "event": event.value,
-                "decision": answer.decision.value,
-                "reason": answer.reason,
-                "authorisation_code": answer.authorisation_code,
-                "rrn": answer.rrn,
-                "sha256": item.sha256,
-            }
-            self._parts.append(RecordType.ANSWER, body, jws.encode("ascii"))
-            self._parts.commit()
-            self._parts.overwrite(self._parts.store.erasable())
-            return self._settle(transaction)
+        (outcome,) = self.commit_answers([(transaction, event, answer, jws)])
+        if isinstance(outcome, LedgerError):
+            raise outcome
+        assert isinstance(outcome, Transaction), "an answer that is about no sale has no sale to give"  # noqa: S101
+        return outcome
 
-    def commit_countersignature(self, checkpoint: UUID, answer: Answer, jws: str) -> None:
-        """The host has countersigned a checkpoint, durable on return. A repetition changes nothing.
+    def commit_answers(self, answers: Sequence[Delivered]) -> list[Transaction | Verdict | LedgerError]:
+        """Verified answers, at most `ANSWERS_MAX`, durable on return, all with the two flushes of one commit.
 
-        Raises `NoSuchTransaction`, `AnswerRejected` (for another envelope), `DiskTrouble`.
+        For each: the sale as it then is, the verdict if it is about no sale, or why it was not taken, as
+        `commit_answer` would raise it; the others are not concerned. Raises `DiskTrouble`, `LedgerCorrupt`: then nobody
+        knows which of them are durable, and each may be delivered again.
         """
-        key = outbox_key(checkpoint, Event.CHECKPOINT)
+        if len(answers) > ANSWERS_MAX:
+            raise ValueError(f"a group has at most {ANSWERS_MAX} answers")
+        outcomes: list[Verdict | LedgerError | None] = []
+        group = _Group()
         with self._parts.held():
-            found = self._parts.store.outbox_item(key)
-            if found is None:
-                raise NoSuchTransaction(key)
-            item, _ = found
-            if item.answered:
-                return
-            if answer.envelope != item.sha256:
-                raise AnswerRejected("envelope", "it answers another envelope")
-            body = {
-                "transaction": str(checkpoint),
-                "event": Event.CHECKPOINT.value,
-                "decision": answer.decision.value,
-                "sha256": item.sha256,
-            }
-            self._parts.append(RecordType.ANSWER, body, jws.encode("ascii"))
-            self._parts.commit()
+            self._parts.make_window(len(answers))
+            for transaction, event, answer, jws in answers:
+                try:
+                    outcomes.append(self._append_answer(group, transaction, event, answer, jws))
+                except (IllegalTransition, NoSuchTransaction, AnswerRejected, JournalFull) as error:
+                    outcomes.append(error)
+            if group.appended:
+                self._parts.commit()
+                self._parts.overwrite(self._parts.store.erasable())
+            after = {transaction: self._settle(transaction) for transaction in group.states}
+        return [
+            (after.get(transaction) or self.transaction(transaction)) if outcome is None else outcome
+            for outcome, (transaction, *_) in zip(outcomes, answers, strict=True)
+        ]
 
     def commit_reversal(self, transaction: UUID, reason: ReversalReason, envelope: MakeEnvelope) -> Transaction:
         """Take a sale back, durable on return and queued for the host.
@@ -607,6 +605,44 @@ class Ledger:
 
     # Inside
 
+    def _append_answer(
+        self, group: _Group, transaction: UUID, event: Event, answer: Answer, jws: str
+    ) -> Verdict | None:
+        """Write one answer of a group, unless it is known; its verdict if it is about no sale."""
+        key = outbox_key(transaction, event)
+        found = self._parts.store.outbox_item(key)
+        if found is None:
+            raise NoSuchTransaction(key)
+        item, _ = found
+        of_sale = event not in OF_NO_SALE
+        if item.answered or key in group.answered:
+            return None if of_sale else answer.decision
+        if (answer.transaction, answer.event, answer.envelope) != (transaction, event, item.sha256):
+            raise AnswerRejected("envelope", "it answers another envelope")
+        body: dict[str, str | None] = {
+            "transaction": str(transaction),
+            "event": event.value,
+            "decision": answer.decision.value,
+            "sha256": item.sha256,
+        }
+        state: State | None = None
+        if of_sale:
+            sale = self._find(transaction)
+            before = group.states.get(transaction, sale.state)
+            contact = sale.card is not None and sale.card.contact
+            state = advance(before, answer.decision.change(before, contact=contact))
+            body |= {
+                "reason": answer.reason,
+                "authorisation_code": answer.authorisation_code,
+                "rrn": answer.rrn,
+            }
+        self._parts.append(RecordType.ANSWER, body, jws.encode("ascii"))
+        group.appended = True
+        group.answered |= {outbox_key(transaction, each) for each in ended_by(event)}
+        if state is not None:
+            group.states[transaction] = state
+        return None if of_sale else answer.decision
+
     def _settle(self, transaction: UUID) -> Transaction:
         """Read back what was committed, and keep the sum at risk in step."""
         after = self._find(transaction)
@@ -701,6 +737,15 @@ class Ledger:
         """What the running sales, and the envelopes that wait, may still have to write."""
         running, waiting = len(self._running), self._parts.store.waiting_count()
         return _SLOTS_OF_EVENTS + _SLOTS_OF_A_SALE * running + _SLOTS_OF_AN_ENVELOPE * waiting
+
+
+@dataclass(slots=True)
+class _Group:
+    """What the answers of a group have come to so far: the later ones are to see it, though it is not applied yet."""
+
+    appended: bool = False
+    states: dict[UUID, State] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)

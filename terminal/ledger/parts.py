@@ -81,6 +81,11 @@ class Parts:
             self.commit()
         self.append(type_, body)
 
+    def make_window(self, records: int) -> None:
+        """So many can be appended now without a flush in between."""
+        if len(self.pending) + records > UNFLUSHED_MAX:
+            self.commit()
+
     def commit(self) -> None:
         """Both copies, in this order: the journal flushed, then the database brought up to date and flushed."""
         if not (self.pending or self._overwritten):

@@ -53,6 +53,7 @@ from terminal.ledger.values import (
     Transaction,
     Unsent,
     Verdict,
+    ended_by,
 )
 from terminal.money import Amount, currency
 
@@ -367,8 +368,7 @@ class Store:
                 learnt.pop("reason", None)  # why it is being reversed stays
             self._move(row, state, learnt, record)
         items = self._outbox.all(self._sql.of_transaction, transaction=id_.hex)
-        # A reversal that is done ends the authorisation's waiting, too.
-        self._answered([item for item in items if event is Event.REVERSAL or item.event == event.value])
+        self._answered([item for item in items if Event(item.event) in ended_by(event)])
 
     def _apply_checkpoint(self, record: Record, meta: MetaRow) -> None:
         """Of checkpoints only the newest is worth sending."""

@@ -84,6 +84,14 @@ class Event(StrEnum):
     """Not of a transaction: where the journal stands, for the host to countersign."""
 
 
+OF_NO_SALE = frozenset({Event.CHECKPOINT})
+
+
+def ended_by(event: Event) -> frozenset[Event]:
+    """What nobody waits for any more once this is answered: a reversal that is done ends what it reverses, too."""
+    return frozenset({event, Event.AUTHORISATION}) if event is Event.REVERSAL else frozenset({event})
+
+
 @dataclass(frozen=True, slots=True)
 class CardSummary:
     """What the terminal keeps of a card: enough for receipt and screen, too little to name the card."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -12,15 +13,16 @@ import msgspec
 from terminal import notify
 from terminal.clock import Clock, Entropy
 from terminal.config import Config, credentials
-from terminal.control import CallRefused, ControlClient
+from terminal.control import ControlClient
 from terminal.ledger.keys import SPOOL_KEY, KeyStore
-from terminal.sync.destinations.host import HostSettings
-from terminal.sync.errors import AnswerRejected
+from terminal.sync.destinations import Destination
+from terminal.sync.destinations.host import HostDestination, HostSettings
 from terminal.sync.journal import Head
-from terminal.sync.loop import SyncSettings
+from terminal.sync.loop import Place, SyncSettings
 from terminal.sync.loop import run as run_loop
-from terminal.sync.spool import OutboxItem
-from terminal.sync.step import Backoff, LinkReport, Offer, Seen
+from terminal.sync.schedule import Mode, Schedule, Window
+from terminal.sync.spool import Follower, OutboxItem
+from terminal.sync.step import Backoff, Delivered, LinkReport, Offer, Seen
 
 _REJECTED: Final = "answer_rejected"
 
@@ -41,6 +43,9 @@ class SocketTerminal:
                 number=item["number"],
                 urgent=item["urgent"],
                 envelope=item["envelope"],
+                after=None if item.get("after") is None else UUID(item["after"]),
+                amount_minor=item.get("amount"),
+                currency=item.get("currency"),
             )
             for item in found["items"]
         ]
@@ -49,13 +54,11 @@ class SocketTerminal:
     def stored(self, keys: Sequence[str]) -> None:
         self._client.call("outbox.stored", {"keys": list(keys)})
 
-    def deliver(self, key: str, answer: str) -> None:
-        try:
-            self._client.call("answer.deliver", {"key": key, "answer": answer})
-        except CallRefused as refused:
-            if refused.code == _REJECTED:
-                raise AnswerRejected(str(refused)) from refused
-            raise
+    def deliver(self, answers: Sequence[tuple[str, str]]) -> Sequence[Delivered]:
+        said = self._client.call(
+            "answers.deliver", {"answers": [{"key": key, "answer": each} for key, each in answers]}
+        )
+        return [_delivered(result) for result in said["results"]]
 
     def report(self, report: LinkReport) -> Seen:
         seen = self._client.call(
@@ -79,25 +82,75 @@ def _head(said: Any) -> Head | None:
     return msgspec.convert(said, Head | None)
 
 
+def _delivered(result: dict[str, Any]) -> Delivered:
+    error = result.get("error")
+    if error is None:
+        return Delivered(result["key"], state=result["state"])
+    return Delivered(result["key"], error=error["message"], believed=error["code"] != _REJECTED)
+
+
 def run(config: Config, *, clock: Clock, entropy: Entropy, stop: threading.Event) -> None:
     """Serve until `stop`. Raises `KeyUnavailable`, `SpoolUnavailable`, `Unsendable`."""
-    host = config.host
     settings = SyncSettings(
         state_directory=config.sync.directory,
         spool_key=KeyStore(credentials(config.sync.keys)).secret(SPOOL_KEY),
-        host=HostSettings(
-            base_url=host.url,
-            ca_file=host.ca,
-            client_certificate=host.client_certificate,
-            connect_timeout_ms=host.connect_timeout_ms,
-            read_timeout_ms=host.read_timeout_ms,
-        ),
+        places=places(config),
+        followers=followers(config),
         backoff=Backoff(first_ms=config.sync.backoff_min_ms, ceiling_ms=config.sync.backoff_max_ms),
+        schedule=schedule(config),
+        socket=config.sync.socket,
     )
-    terminal = SocketTerminal(ControlClient(config.socket.path))
+
+    def connect() -> SocketTerminal:
+        return SocketTerminal(ControlClient(config.socket.path))
+
     # Ready is said with the first sign of life, when the spool is open: a locked or damaged one must not look started.
-    run_loop(settings, terminal, clock=clock, entropy=entropy, stop=stop, alive=_FirstReady().alive)
+    run_loop(settings, connect, clock=clock, entropy=entropy, stop=stop, alive=_FirstReady().alive)
     notify.stopping()
+
+
+def places(config: Config) -> Sequence[Place]:
+    """Where the configuration sends to, the host first. Raises `KeyUnavailable`, `Unsendable`."""
+    host = HostSettings(
+        base_url=config.host.url,
+        ca_file=config.host.ca,
+        client_certificate=config.host.client_certificate,
+        connect_timeout_ms=config.host.connect_timeout_ms,
+        read_timeout_ms=config.host.read_timeout_ms,
+    )
+    found = [Place(partial(HostDestination, host), uploads=config.sync.uploads)]
+    if config.stripe is not None:
+        found.append(Place(_stripe(config), takes_envelopes=False, uploads=config.sync.uploads))
+    return found
+
+
+def followers(config: Config) -> Sequence[Follower]:
+    """Who is told what became of a sale. Stripe's library weighs 15 MB: it is loaded where it is used."""
+    if config.stripe is None:
+        return ()
+    from terminal.sync.notices import StripeFollower  # noqa: PLC0415
+
+    return (StripeFollower(),)
+
+
+def schedule(config: Config) -> Schedule:
+    sync = config.sync
+    return Schedule(
+        mode=Mode(sync.mode),
+        interval_ms=sync.interval_minutes * 60_000,
+        windows=tuple(Window.parse(text) for text in sync.windows),
+        metered_count=sync.metered_count,
+        metered_age_ms=sync.metered_minutes * 60_000,
+    )
+
+
+def _stripe(config: Config) -> Callable[[], Destination]:
+    from terminal.sync.destinations.stripe import ApiKey, StripeDestination, StripeSettings  # noqa: PLC0415
+
+    section = config.stripe
+    assert section is not None  # noqa: S101 - its caller has looked
+    key = ApiKey.load(credentials(config.sync.keys), live=section.live)
+    return partial(StripeDestination, StripeSettings(key=key, base_url=section.url, ca_file=section.ca))
 
 
 class _FirstReady:

@@ -17,9 +17,10 @@ class Parcel:
     """One item as it is sent, every time the same."""
 
     transaction: UUID
-    event: str  # "authorisation", "reversal" or "checkpoint"
+    event: str  # as in its path: "authorisation", "reversal", "checkpoint", ...
     idempotency_key: str = field(repr=False)
     body: str = field(repr=False)
+    earlier: str | None = None  # the receipt of this transaction's first item there
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Answered:
     """The destination has decided. The answer is whole, but only the terminal can tell whether to believe it."""
 
     answer: str = field(repr=False)
+    receipt: str | None = None  # the destination's own name for the transaction, for the items that follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ Result = Answered | Refused | Unsure | NotSent | Busy
 
 
 class Destination(Protocol):
-    """One place that items go to."""
+    """One place that items go to. Each thread that sends has an instance of its own."""
 
     @property
     def name(self) -> str:
@@ -76,6 +78,12 @@ class Destination(Protocol):
 
     def send(self, parcel: Parcel) -> Result:
         """Make one attempt, in bounded time. Raises nothing that the network or the other side can cause."""
+
+    def look_up(self, parcel: Parcel, *, first_attempt_ms: int | None) -> Answered | Unsure | None:
+        """Whether it is booked there, without sending it. None: not found, which proves nothing.
+
+        `first_attempt_ms` is wall time, or None if the clock was not synchronised then.
+        """
 
     def close(self) -> None:
         """Drop connections. A later `send` opens them again."""

@@ -112,6 +112,9 @@ class HostDestination:
         self._used_s = self._monotonic_s()
         return result
 
+    def look_up(self, parcel: Parcel, *, first_attempt_ms: int | None) -> None:
+        """Never needed: see `repeat_safe_ms`."""
+
     def close(self) -> None:
         self._session.close()
 
