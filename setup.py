@@ -65,6 +65,7 @@ setup(
             "pytest-xdist>=3.5",
             "PyYAML>=6",
             "ruff>=0.5",
+            "schemathesis>=4.32,<5",
             "types-PyYAML",
             "types-requests",
         ],

@@ -21,10 +21,13 @@ from uuid import UUID
 
 import jwt
 import msgspec
-from cryptography.hazmat.primitives import hpke
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from cryptography.x509.oid import NameOID
 
 from hwsim.cards.bertlv import encode
 from hwsim.cards.cryptogram import CryptogramType, application_cryptogram, issuer_application_data
@@ -34,6 +37,13 @@ from hwsim.host import Booking, Host, State, provision
 SEED = 20240613
 TODAY = date(2024, 6, 13)
 TERMINAL, MERCHANT = "T-0001", "M-0001"
+# What an answer repeats of the envelope that it is about, by event; all others are about a sale or refund.
+REPEATED = {
+    "checkpoint": ("event", "checkpoint", "terminal", "epoch", "sequence", "mac"),
+    "batch": ("event", "batch", "terminal", "epoch", "first", "last"),
+    "reconciliation": ("event", "reconciliation", "terminal", "epoch", "first", "last"),
+    "certificate": ("event", "certificate", "terminal"),
+}
 KEY_FILES = ("host-sealing-key", "host-answer-key")
 Payload = dict[str, Any]
 
@@ -176,14 +186,64 @@ class Sender:
             "host_key": fingerprint(self.sealing_key)[:16],
         }
         payload |= changes
-        suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
-        sealed = suite.encrypt(record or self.record(amount), self.sealing_key, info=self.info(payload))
-        return payload | {"sealed": base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()}
+        return payload | {"sealed": self._seal(record or self.record(amount), payload)}
 
     def reversal(self, sale: Payload, reason: str = "timeout") -> Payload:
-        """The payload of the reversal of this sale."""
-        facts = self._facts("reversal", sale["amount"])
-        return facts | {"transaction": sale["transaction"], "currency": sale["currency"], "reason": reason}
+        """The payload of the reversal of this sale or refund."""
+        return self._about(sale, "reversal") | {"reason": reason}
+
+    def refund(self, sale: Payload, amount: int = 500, **changes: Any) -> Payload:
+        """The payload of a refund of so much of this sale."""
+        return self._facts("refund", amount) | {"kind": "refund", "of": sale["transaction"]} | changes
+
+    def advice(self, sale: Payload, outcome: str = "completed", **changes: Any) -> Payload:
+        """The payload of what the card said last of this sale. `changes` are in it before it is sealed."""
+        payload = self._about(sale, "advice") | {"kernel": 0, "scheme": "visa", "outcome": outcome}
+        payload |= {"host_key": fingerprint(self.sealing_key)[:16]} | changes
+        return payload | {"sealed": self._seal(self.record(sale["amount"]), payload)}
+
+    def batch(self, first: int, last: int, /, *totals: tuple[str, int, int], **changes: Any) -> Payload:
+        """The payload of a day's end."""
+        self.number += 1
+        return {
+            "v": 1,
+            "event": "batch",
+            "batch": self.transaction(),
+            "terminal": self.terminal,
+            "merchant": self.merchant,
+            "epoch": self.epoch,
+            "number": self.number,
+            "first": first,
+            "last": last,
+            "totals": [dict(zip(("currency", "count", "sum"), each, strict=True)) for each in totals],
+            "unsent": [],
+            "taken_at": 1_718_280_000_000,
+            "clock_synchronised": True,
+        } | changes
+
+    def reconciliation(self, first: int, last: int, /, **changes: Any) -> Payload:
+        """The payload of a question."""
+        return self._unnumbered("reconciliation") | {"first": first, "last": last} | changes
+
+    def certificate_request(self, csr: str, **changes: Any) -> Payload:
+        """The payload of a request for a TLS client certificate."""
+        return self._unnumbered("certificate") | {"csr": csr} | changes
+
+    def _unnumbered(self, event: str) -> Payload:
+        return {
+            "v": 1,
+            "event": event,
+            event: self.transaction(),
+            "terminal": self.terminal,
+            "merchant": self.merchant,
+            "epoch": self.epoch,
+            "number": None,
+            "asked_at": 1_718_280_000_000,
+        }
+
+    def _about(self, sale: Payload, event: str) -> Payload:
+        facts = self._facts(event, sale["amount"])
+        return facts | {name: sale[name] for name in ("transaction", "kind", "currency", "sequence")}
 
     def checkpoint(self, sequence: int, /, **changes: Any) -> Payload:
         """The payload of a checkpoint. The MAC is the one that this terminal's journal has at that record."""
@@ -210,6 +270,11 @@ class Sender:
     def mac(self, sequence: int, life: str = "") -> str:
         """Of a record in the journal of this life of the terminal."""
         return hashlib.sha256(f"{self.terminal} {life} {sequence}".encode()).hexdigest()
+
+    def _seal(self, record: bytes, payload: Payload) -> str:
+        suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+        sealed = suite.encrypt(record, self.sealing_key, info=self.info(payload))
+        return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
     def _facts(self, event: str, amount: int) -> Payload:
         self.number += 1
@@ -245,10 +310,7 @@ class Sender:
         }
         said: Payload = msgspec.json.decode(whole["payload"])
         asked = msgspec.json.decode(jwt.api_jws.decode_complete(sent, options={"verify_signature": False})["payload"])
-        members = ("event", "transaction", "terminal", "amount", "currency")
-        if asked["event"] == "checkpoint":
-            members = ("event", "checkpoint", "terminal", "epoch", "sequence", "mac")
-        for member in members:
+        for member in REPEATED.get(asked["event"], ("event", "transaction", "terminal", "amount", "currency")):
             assert said[member] == asked[member], member
         assert said["envelope"] == hashlib.sha256(sent).hexdigest()
         return said
@@ -260,14 +322,44 @@ def fingerprint(key: Ed25519PublicKey | X25519PublicKey) -> str:
 
 def countersign(host: Host, sender: Sender, payload: Payload) -> Payload:
     """Send a checkpoint straight to the host; its countersignature, read."""
-    envelope = sender.sign(payload)
-    return sender.read(host.countersign(payload["checkpoint"], envelope).answer, envelope)
+    return deliver(host, sender, payload)
+
+
+def take_in(host: Host, payload: Payload, envelope: bytes) -> str:
+    """The host's answer to an envelope of whatever event."""
+    match payload["event"]:
+        case "checkpoint":
+            return host.countersign(payload["checkpoint"], envelope).answer
+        case "batch":
+            return host.close_batch(payload["batch"], envelope).answer
+        case "reconciliation":
+            return host.reconcile(payload["reconciliation"], envelope).answer
+        case "certificate":
+            return host.certify(payload["certificate"], envelope).answer
+        case event:
+            return host.receive(payload["transaction"], event, envelope).answer
+
+
+def path_of(payload: Payload) -> str:
+    """Where docs/host-api.yaml has it put."""
+    event = payload["event"]
+    if event in REPEATED:
+        plural = "batches" if event == "batch" else f"{event}s"
+        return f"/v1/{plural}/{payload[event]}"
+    return f"/v1/transactions/{payload.get('transaction')}/{event}"
+
+
+def certificate_signing_request(key: ec.EllipticCurvePrivateKey, name: str = "anybody") -> str:
+    """PKCS #10, PEM."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(Encoding.PEM).decode()
 
 
 def deliver(host: Host, sender: Sender, payload: Payload) -> Payload:
     """Send straight to the host; the answer, read."""
     envelope = sender.sign(payload)
-    return sender.read(host.receive(payload["transaction"], payload["event"], envelope).answer, envelope)
+    return sender.read(take_in(host, payload, envelope), envelope)
 
 
 def flip(payload: Payload, member: str) -> Payload:

@@ -101,6 +101,9 @@ def test_a_sale_is_booked_and_answered(host: Host, sender: Sender, place: Rig) -
         number=1,
         first_received_ms=booking.first_received_ms,
         received=1,
+        sequence=1,
+        kind="sale",
+        of=None,
     )
 
 

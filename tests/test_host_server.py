@@ -23,7 +23,7 @@ import jwt
 import pytest
 import yaml
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from host_rig import Payload, Rig, Sender, assert_booked_exactly_once, fingerprint, make_bureau, register, rig
+from host_rig import Payload, Rig, Sender, assert_booked_exactly_once, fingerprint, make_bureau, path_of, register, rig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -104,10 +104,7 @@ class Client:
             raise
 
     def put(self, payload: Payload, envelope: bytes) -> Response:
-        path = f"/v1/transactions/{payload.get('transaction')}/{payload['event']}"
-        if payload["event"] == "checkpoint":
-            path = f"/v1/checkpoints/{payload['checkpoint']}"
-        return self.ask("PUT", path, envelope, Content_Type="application/jose", Idempotency_Key="4f1c")
+        return self.ask("PUT", path_of(payload), envelope, Content_Type="application/jose", Idempotency_Key="4f1c")
 
     def close(self) -> None:
         if self._connection is not None:
@@ -155,9 +152,14 @@ def client(server: HostServer, place: Rig) -> Iterator[Client]:
 
 def test_the_description_is_valid_and_so_are_its_examples() -> None:
     validate(API)
-    for name in ("Authorisation", "Reversal", "Checkpoint", "Answer", "Countersignature", "Fork", "Problem"):
-        for example in API["components"]["schemas"][name]["examples"]:
+    shown = 0
+    for name, described in API["components"]["schemas"].items():
+        for example in described.get("examples", ()):
             schema(name).validate(example)
+            shown += 1
+        if (inside := described.get("x-payload")) is not None:
+            assert API["components"]["schemas"][inside["$ref"].rpartition("/")[2]], name
+    assert shown >= 17
     (authorisation,) = API["components"]["schemas"]["Authorisation"]["examples"]
     for wrong in (authorisation | {"tip": 1}, authorisation | {"amount": "12.50"}, authorisation | {"v": 2}):
         with pytest.raises(jsonschema.ValidationError):
@@ -218,14 +220,16 @@ def test_refusals_come_as_problems(client: Client, sender: Sender, host: Host) -
     assert client.ask("PUT", path, reversal, **put).problem() == "path-mismatch"
     assert client.ask("PUT", path, envelope, Content_Type="application/jose").problem() == "idempotency-key"
     assert client.ask("PUT", path, envelope, **(put | {"Content_Type": "text/plain"})).status == 415
-    assert client.ask("PUT", path.replace("authorisation", "refund"), envelope, **put).status == 404
+    assert client.ask("PUT", path.replace("authorisation", "refund"), envelope, **put).problem() == "path-mismatch"
+    assert client.ask("PUT", path.replace("authorisation", "tip"), envelope, **put).status == 404
     assert client.ask("PUT", path.upper(), envelope, **put).status == 404
     assert client.ask("PUT", path + "/..", envelope, **put).status == 404
-    for method in ("POST", "DELETE", "GET"):
+    for method in ("POST", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "TRACE"):
         response = client.ask(method, path, **put)
-        assert (response.problem(), response.headers["Allow"]) == ("method", "PUT")
+        assert (response.status, response.headers["Allow"]) == (405, "PUT")
+        assert method == "HEAD" or response.problem() == "method"
     assert client.ask("PUT", "/v1/status").headers["Allow"] == "GET"
-    assert client.ask("TRACE", path).problem() == "request"
+    assert client.ask("BREW", path).problem() == "request"
     assert host.bookings() == []
     assert client.put(payload, envelope).status == 200
     dearer = sender.sale(9999, transaction=payload["transaction"])

@@ -16,12 +16,15 @@ import msgspec
 ENVELOPE_BYTES_MAX: Final = 12_288  # what a slot of the terminal's journal holds
 ENVELOPE_TYPE: Final = "payterm-envelope"
 ANSWER_TYPE: Final = "payterm-answer"
+STATUS_TYPE: Final = "payterm-status"
 UUID_PATTERN: Final = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
+ID_PATTERN: Final = "[A-Za-z0-9-]{1,32}"
 
 _SEALED_CARD_DATA: Final = b"payterm sealed card 1\0"
 
 # \Z and not $, which would let a line feed follow.
-_Id = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9-]{1,32}\Z")]
+_Id = Annotated[str, msgspec.Meta(pattern=rf"\A{ID_PATTERN}\Z")]
 _Uuid = Annotated[str, msgspec.Meta(pattern=rf"\A{UUID_PATTERN}\Z")]
 _Epoch = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]  # every JSON reader has integers so far
@@ -36,18 +39,25 @@ _SumMinor = Annotated[int, msgspec.Meta(ge=-(2**53) + 1, le=2**53 - 1)]
 _NotNegative = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 _KeyName = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8,64}\Z")]
 
-CURRENCIES_MAX: Final = 64  # in one checkpoint; what a terminal sells in, not what there is
+CURRENCIES_MAX: Final = 64  # in one message; what a terminal sells in, not what there is
 KEYS_MAX: Final = 32
+RANGE_MAX: Final = 100_000  # transactions in one range: years of one terminal, and read through in a tenth of a second
+CSR_CHARACTERS_MAX: Final = 8_192  # an RSA key of 4096 bits takes a fifth
 
 
-class _Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
+    """What every envelope says. `number` counts; None for what changes no books and is asked, not told."""
+
     v: Literal[1]
-    transaction: _Uuid
     terminal: _Id
     merchant: _Id
     epoch: _Epoch
+
+
+class _Transaction(_Envelope, frozen=True, kw_only=True):
     number: _Count
-    kind: Literal["sale"]
+    transaction: _Uuid
+    kind: Literal["sale", "refund"]
     amount: _AmountMinor
     currency: _CurrencyCode
     opened_at: _TimeMs
@@ -55,9 +65,10 @@ class _Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sequence: _Count
 
 
-class Authorisation(_Sale, frozen=True, kw_only=True, tag="authorisation"):
+class Authorisation(_Transaction, frozen=True, kw_only=True, tag="authorisation"):
     """May this card pay? `deferred`: the merchant has already taken the risk."""
 
+    kind: Literal["sale"]
     deferred: bool
     kernel: int
     scheme: _Word | None
@@ -67,14 +78,32 @@ class Authorisation(_Sale, frozen=True, kw_only=True, tag="authorisation"):
     sealed: _Sealed
 
 
-class Reversal(_Sale, frozen=True, kw_only=True, tag="reversal"):
-    """This sale is not to be, whether the host has heard of it or not."""
+class Advice(_Transaction, frozen=True, kw_only=True, tag="advice"):
+    """What the card said last of a sale that had been approved."""
+
+    kind: Literal["sale"]
+    kernel: int
+    scheme: _Word | None
+    outcome: Literal["completed", "refused"]
+    host_key: _KeyId
+    sealed: _Sealed
+
+
+class Refund(_Transaction, frozen=True, kw_only=True, tag="refund"):
+    """Pay so much back to the card of the sale `of`."""
+
+    kind: Literal["refund"]
+    of: _Uuid
+
+
+class Reversal(_Transaction, frozen=True, kw_only=True, tag="reversal"):
+    """This sale or refund is not to be, whether the host has heard of it or not."""
 
     reason: Literal["timeout", "recovered", "void", "card"]
 
 
 class Sum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sales in one currency."""
+    """What was sold in one currency."""
 
     currency: _CurrencyCode
     count: _NotNegative
@@ -95,16 +124,10 @@ class PlaceInEpoch(Place, frozen=True, forbid_unknown_fields=True):
 _Sums = Annotated[tuple[Sum, ...], msgspec.Meta(max_length=CURRENCIES_MAX)]
 
 
-class Checkpoint(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event", tag="checkpoint"
-):
+class Checkpoint(_Envelope, frozen=True, kw_only=True, tag="checkpoint"):
     """So far the terminal's journal has come."""
 
-    v: Literal[1]
     checkpoint: _Uuid
-    terminal: _Id
-    merchant: _Id
-    epoch: _Epoch
     number: _Count
     sequence: _Count
     mac: _Mac
@@ -122,21 +145,66 @@ class Checkpoint(
             raise ValueError("an epoch continues an earlier one, and its own records follow there")
 
 
-SaleEnvelope: TypeAlias = Authorisation | Reversal
-Envelope: TypeAlias = SaleEnvelope | Checkpoint
+class _Range(_Envelope, frozen=True, kw_only=True):
+    """About transactions of one epoch, by their sequence numbers."""
+
+    first: _Count
+    last: _Count
+
+    def __post_init__(self) -> None:
+        if not self.first <= self.last < self.first + RANGE_MAX:
+            raise ValueError(f"a range goes from its first to its last, over at most {RANGE_MAX} transactions")
+
+
+class Batch(_Range, frozen=True, kw_only=True, tag="batch"):
+    """The day's end: so much this terminal believes to have sold."""
+
+    batch: _Uuid
+    number: _Count
+    totals: _Sums
+    unsent: _Sums
+    taken_at: _TimeMs
+    clock_synchronised: bool
+
+
+class Reconciliation(_Range, frozen=True, kw_only=True, tag="reconciliation"):
+    """What does the host hold of these transactions?"""
+
+    reconciliation: _Uuid
+    number: None
+    asked_at: _TimeMs
+
+
+class CertificateRequest(_Envelope, frozen=True, kw_only=True, tag="certificate"):
+    """Sign this terminal's TLS client key: its first one, or the next."""
+
+    certificate: _Uuid
+    number: None
+    csr: Annotated[str, msgspec.Meta(max_length=CSR_CHARACTERS_MAX)]
+    asked_at: _TimeMs
+
+
+TransactionEnvelope: TypeAlias = Authorisation | Refund | Advice | Reversal
+Numbered: TypeAlias = TransactionEnvelope | Checkpoint | Batch
+Envelope: TypeAlias = Numbered | Reconciliation | CertificateRequest
+
+EVENTS: Final = ("authorisation", "refund", "advice", "reversal")  # of a transaction
+
+EventName: TypeAlias = Literal["authorisation", "refund", "advice", "reversal"]
+DecisionName: TypeAlias = Literal["approved", "declined", "reversed", "noted"]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What the host has decided, once and for all."""
 
     v: Literal[1] = 1
-    event: Literal["authorisation", "reversal"]
+    event: EventName
     transaction: str
     terminal: str
     amount: int
     currency: str
     envelope: str
-    decision: Literal["approved", "declined", "reversed"]
+    decision: DecisionName
     reason: str | None
     authorisation_code: str | None
     rrn: str | None
@@ -160,6 +228,82 @@ class Countersignature(msgspec.Struct, frozen=True, kw_only=True):
     answered_at: int
 
 
+class Total(msgspec.Struct, frozen=True):
+    """What the host holds in one currency: sales and refunds counted, sales less refunds summed."""
+
+    currency: str
+    count: int
+    sum: int
+
+
+class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the host holds the same sums."""
+
+    v: Literal[1] = 1
+    event: Literal["batch"] = "batch"
+    batch: str
+    terminal: str
+    epoch: int
+    first: int
+    last: int
+    envelope: str
+    decision: Literal["balanced", "differs"]
+    totals: list[Total]
+    missing: list[tuple[int, int]]
+    missing_more: bool
+    answered_at: int
+
+
+class ReconciliationAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host holds of a range, as of now."""
+
+    v: Literal[1] = 1
+    event: Literal["reconciliation"] = "reconciliation"
+    reconciliation: str
+    terminal: str
+    epoch: int
+    first: int
+    last: int
+    envelope: str
+    decision: Literal["compared"] = "compared"
+    totals: list[Total]
+    received: int
+    missing: list[tuple[int, int]]
+    missing_more: bool
+    digest: str
+    entries: list[tuple[int, str, str, int, str]] | None
+    answered_at: int
+
+
+class CertificateAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The certificate with those that vouch for it, or why there is none."""
+
+    v: Literal[1] = 1
+    event: Literal["certificate"] = "certificate"
+    certificate: str
+    terminal: str
+    envelope: str
+    decision: Literal["issued", "declined"]
+    reason: str | None
+    chain: str | None
+    answered_at: int
+
+
+class TerminalStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator wants of a terminal."""
+
+    v: Literal[1] = 1
+    terminal: str
+    configuration: str | None
+    revoked: bool
+    time: int
+
+
+Signable: TypeAlias = (
+    Answer | Countersignature | BatchAnswer | ReconciliationAnswer | CertificateAnswer | TerminalStatus
+)
+
+
 def read_envelope(payload: bytes) -> Envelope:
     """Raises `msgspec.ValidationError` or `msgspec.DecodeError`, which name the member but no card data."""
     try:
@@ -169,7 +313,7 @@ def read_envelope(payload: bytes) -> Envelope:
     return envelope
 
 
-def sealing_info(envelope: Authorisation) -> bytes:
+def sealing_info(envelope: Authorisation | Advice) -> bytes:
     """What binds sealed card data to its sale (docs/formats.md, Sealed card data)."""
     terminal = envelope.terminal.encode()
     return b"".join(

@@ -1,8 +1,8 @@
 """The host's HTTPS interface (docs/host-api.yaml), and the host as a process.
 
 HTTP/1.1 with keep-alive over the standard library: one thread per connection, everything bounded. What is not a signed
-answer is `application/problem+json`, and no decision. Misbehaviours are applied here, around `Host.receive`, which
-knows nothing of them.
+answer is `application/problem+json`, and no decision. Which path takes which method from whom stands in one table.
+Misbehaviours are applied here, around `Host.receive` and its like, which know nothing of them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from enum import Enum
 from http.client import responses
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qs
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hwsim.cards.personalise import Bureau, CardProfile
-from hwsim.host import controls, jose, tls
+from hwsim.host import controls, jose, merchant, tls
 from hwsim.host.controls import (
     CaptivePortal,
     Controls,
@@ -47,9 +49,9 @@ from hwsim.host.controls import (
     OtherAnswer,
     WrongKey,
 )
-from hwsim.host.host import EVENTS, Host, Refused, Reply, provision
-from hwsim.host.messages import ANSWER_TYPE, ENVELOPE_BYTES_MAX, UUID_PATTERN
-from hwsim.host.store import Booking
+from hwsim.host.host import Host, Problem, Refused, Reply, provision
+from hwsim.host.messages import ANSWER_TYPE, ENVELOPE_BYTES_MAX, EVENTS, ID_PATTERN, UUID_PATTERN
+from hwsim.host.store import Booking, StoreError
 from hwsim.host.tls import Certificate
 
 CONNECTIONS_MAX: Final = 64
@@ -60,13 +62,10 @@ _HANDSHAKE_S: Final = 10.0
 _BODY_S: Final = 10.0  # a whole body, however slowly its bytes drip
 _GRACE_S: Final = 5.0  # requests under way when the listener stops; afterwards they are cut
 _POLL_S: Final = 0.05
+_FORM_TYPE: Final = "application/x-www-form-urlencoded"
+_FIELDS_MAX: Final = 8  # of a form that has one
+_PLACE_DIGITS_MAX: Final = 18  # SQLite's integers have 63 bits
 _DISCARD_BYTES_MAX: Final = 1024 * 1024  # of a body that is too long, so that its sender gets to read why
-
-_EVENT_PATH: Final = re.compile(rf"/v1/transactions/(?P<transaction>{UUID_PATTERN})/(?P<event>{'|'.join(EVENTS)})")
-_CHECKPOINT_PATH: Final = re.compile(rf"/v1/checkpoints/(?P<checkpoint>{UUID_PATTERN})")
-_TRANSACTION_PATH: Final = re.compile(rf"/v1/transactions/(?P<transaction>{UUID_PATTERN})")
-
-_LISTS: Final = frozenset({"/v1/status", "/v1/bookings", "/v1/checkpoints"})
 
 # Asked for, because gateways in between may rely on it. The host does not: the path says what is the same.
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
@@ -77,10 +76,12 @@ _log = logging.getLogger(__name__)
 class HostServer:
     """Serves a host on loopback; listening can stop and start again on the same port."""
 
-    def __init__(self, host: Host, *, port: int = 0) -> None:
+    def __init__(self, host: Host, *, port: int = 0, client_certificates: bool = False) -> None:
+        """`client_certificates`: terminals must show one that the host has issued, but to ask for the first."""
         self.host = host
         self.controls = Controls()
         self.port = port
+        self.client_certificates = client_certificates
         self._certificate = Certificate.GOOD
         self._listener: _Listener | None = None
         self._thread: threading.Thread | None = None
@@ -100,8 +101,15 @@ class HostServer:
             if self._listener is not None:
                 return
             # Certificates live by the clients' clocks, so this is the machine's time and not the host's.
-            context = tls.server_context(self.host.directory, self._certificate, datetime.now(UTC))
-            self._listener = _Listener(self.port, context, self.host, self.controls)
+            context = tls.server_context(
+                self.host.directory,
+                self._certificate,
+                datetime.now(UTC),
+                client_certificates=self.client_certificates,
+            )
+            self._listener = _Listener(
+                self.port, context, self.host, self.controls, client_certificates=self.client_certificates
+            )
             self.port = self._listener.server_address[1]
             self._thread = threading.Thread(
                 target=self._listener.serve_forever, args=(_POLL_S,), name="host", daemon=True
@@ -159,7 +167,10 @@ class _Listener(ThreadingHTTPServer):
     daemon_threads = False  # so that server_close waits for them
     request_queue_size = CONNECTIONS_MAX
 
-    def __init__(self, port: int, context: ssl.SSLContext, host: Host, controls: Controls) -> None:
+    def __init__(
+        self, port: int, context: ssl.SSLContext, host: Host, controls: Controls, *, client_certificates: bool
+    ) -> None:
+        self.client_certificates = client_certificates
         self.host = host
         self.controls = controls
         self.stopping = threading.Event()
@@ -254,19 +265,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Listener
 
     def do_PUT(self) -> None:
-        self._respond(self._put)
+        self._respond()
 
-    def do_GET(self) -> None:
-        self._respond(self._get)
-
-    def do_POST(self) -> None:
-        self._respond(self._not_allowed)
-
-    def do_DELETE(self) -> None:
-        self._respond(self._not_allowed)
-
-    def do_HEAD(self) -> None:
-        self._respond(self._not_allowed)
+    do_GET = do_POST = do_PUT  # noqa: N815 (the names are the base class's)
+    # These are told which methods there are.
+    do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_QUERY = do_TRACE = do_PUT  # noqa: N815
 
     def handle_expect_100(self) -> bool:
         super().handle_expect_100()
@@ -282,10 +285,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         _log.debug("host: %s", format % args)
 
-    def _respond(self, act: Callable[[], None]) -> None:
+    def _respond(self) -> None:
         self.server.enter(self.connection, busy=True)
         try:
-            act()
+            self._dispatch()
         except _ProblemError as problem:
             self._send_problem(problem)
         except Refused as refused:
@@ -305,11 +308,68 @@ class _Handler(BaseHTTPRequestHandler):
             if self.server.stopping.is_set():
                 self.close_connection = True
 
-    def _put(self) -> None:
+    def _dispatch(self) -> None:
+        """Find out what is asked for, and whether it may be; the body is read in any case."""
         body = self._body()
-        receive = self._receiver()
-        if receive is None:
-            raise self._no_such_path("PUT")
+        path, _, query = self.path.partition("?")
+        for route in _ROUTES:
+            if (named := route.path.fullmatch(path)) is None:
+                continue
+            act = route.methods.get(self.command)
+            if act is None:
+                raise self._not_allowed(route)
+            self._admit(route.access)
+            act(self, _Request(named.groupdict(), query, body))
+            return
+        raise _ProblemError(404, "not-found", "There is nothing here", "see the paths of host-api.yaml")
+
+    def _not_allowed(self, route: _Route) -> _ProblemError:
+        allowed = ", ".join(sorted(route.methods))
+        detail = f"use {allowed}"
+        return _ProblemError(
+            405, "method", f"{self.command} is not what this takes", detail, headers={"Allow": allowed}
+        )
+
+    def _admit(self, access: _Access) -> None:
+        match access:
+            case _Access.TERMINAL if self.server.client_certificates and self._certified() is None:
+                raise _ProblemError(
+                    401,
+                    "certificate-required",
+                    "A client certificate is wanted here",
+                    "put a certificate request to /v1/certificates",
+                    headers={"WWW-Authenticate": "Certificate"},
+                )
+            case _Access.OPERATOR:
+                self._operator_only()
+            case _Access.TERMINAL | _Access.ANYBODY:
+                pass
+
+    def _certified(self) -> str | None:
+        """The terminal that the client's certificate names; TLS has made sure that the certificate is one of ours."""
+        for names in (self.connection.getpeercert() or {}).get("subject", ()):
+            for kind, value in names:
+                if kind == "commonName":
+                    return str(value)
+        return None
+
+    def put_event(self, request: _Request) -> None:
+        self._take(request, lambda: self._host.receive(**request.named, body=request.body, by=self._certified()))
+
+    def put_checkpoint(self, request: _Request) -> None:
+        self._take(request, lambda: self._host.countersign(**request.named, body=request.body, by=self._certified()))
+
+    def put_batch(self, request: _Request) -> None:
+        self._take(request, lambda: self._host.close_batch(**request.named, body=request.body, by=self._certified()))
+
+    def put_reconciliation(self, request: _Request) -> None:
+        self._take(request, lambda: self._host.reconcile(**request.named, body=request.body, by=self._certified()))
+
+    def put_certificate(self, request: _Request) -> None:
+        self._take(request, lambda: self._host.certify(**request.named, body=request.body, by=self._certified()))
+
+    def _take(self, request: _Request, receive: Callable[[], Reply]) -> None:
+        """Take in an envelope, and answer it."""
         misbehaviour = self.server.controls.take()
         if self._misbehave_instead(misbehaviour):
             return
@@ -322,20 +382,11 @@ class _Handler(BaseHTTPRequestHandler):
                 "The Idempotency-Key is missing or malformed",
                 "send 1 to 255 visible characters",
             )
-        reply = receive(body)
+        reply = receive()
         answer = self._misbehave_after(misbehaviour, reply.answer)
         if answer is not None:
             headers = {"Idempotent-Replayed": "true"} if reply.repeated else {}
             self._send(200, MEDIA_TYPE, answer, headers)
-
-    def _receiver(self) -> Callable[[bytes], Reply] | None:
-        """What takes in the envelopes that are put here."""
-        host = self.server.host
-        if (named := _EVENT_PATH.fullmatch(self.path)) is not None:
-            return partial(host.receive, named["transaction"], named["event"])
-        if (named := _CHECKPOINT_PATH.fullmatch(self.path)) is not None:
-            return partial(host.countersign, named["checkpoint"])
-        return None
 
     def _misbehave_instead(self, misbehaviour: Misbehaviour | None) -> bool:
         """Whether the request has been dealt with without the host having seen it."""
@@ -374,26 +425,31 @@ class _Handler(BaseHTTPRequestHandler):
         payload = msgspec.json.encode(said | members)
         return jose.sign(payload, typ=ANSWER_TYPE, kid=self.server.host.keys.answer_id, key=key).encode()
 
-    def _get(self) -> None:
-        self._body()
-        match self.path:
-            case "/v1/status":
-                keys = self.server.host.keys
-                self._send_json({"v": 1, "sealing_key": keys.sealing_id, "answer_key": keys.answer_id})
-            case "/v1/bookings":
-                self._operator_only()
-                self._send_json({"v": 1, "bookings": self.server.host.bookings()})
-            case "/v1/checkpoints":
-                self._operator_only()
-                host = self.server.host
-                self._send_json({"v": 1, "checkpoints": host.checkpoints(), "forks": host.forks()})
-            case path if named := _TRANSACTION_PATH.fullmatch(path):
-                self._send_transaction(named["transaction"])
-            case _:
-                raise self._no_such_path("GET")
+    def get_status(self, _: _Request) -> None:
+        keys = self._host.keys
+        self._send_json({"v": 1, "sealing_key": keys.sealing_id, "answer_key": keys.answer_id})
 
-    def _send_transaction(self, transaction: str) -> None:
-        known = self.server.host.known(transaction)
+    def get_bookings(self, _: _Request) -> None:
+        self._send_json({"v": 1, "bookings": self._host.bookings()})
+
+    def get_checkpoints(self, _: _Request) -> None:
+        self._send_json({"v": 1, "checkpoints": self._host.checkpoints(), "forks": self._host.forks()})
+
+    def get_terminals(self, _: _Request) -> None:
+        host = self._host
+        self._send_json(
+            {"v": 1, "configuration": host.configuration(), "terminals": host.terminals(), "gaps": host.all_gaps()}
+        )
+
+    def get_terminal(self, request: _Request) -> None:
+        terminal, by = request.named["terminal"], self._certified()
+        if by is not None and by != terminal:
+            raise Refused(Problem.CERTIFICATE_MISMATCH, f"it was issued to terminal {by}")
+        self._send(200, MEDIA_TYPE, self._host.status(terminal).encode())
+
+    def get_transaction(self, request: _Request) -> None:
+        transaction = request.named["transaction"]
+        known = self._host.known(transaction)
         if known is None:
             raise _ProblemError(
                 404, "transaction-unknown", "The host has not received this transaction", "send its envelopes"
@@ -403,26 +459,58 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send_json({"v": 1, "transaction": transaction, "state": known.booking.state, "events": events})
 
-    def _not_allowed(self) -> None:
-        self._body()
-        raise self._no_such_path(self.command)
-
-    def _no_such_path(self, method: str) -> _ProblemError:
-        """404, or 405 for a path that takes another method."""
-        allowed = None
-        if self._receiver() is not None:
-            allowed = "PUT"
-        elif _TRANSACTION_PATH.fullmatch(self.path) or self.path in _LISTS:
-            allowed = "GET"
-        if allowed is None:
-            return _ProblemError(404, "not-found", "There is nothing here", "see the paths of host-api.yaml")
-        return _ProblemError(
-            405, "method", f"{method} is not what this takes", f"use {allowed}", headers={"Allow": allowed}
+    def get_merchant(self, request: _Request) -> None:
+        host, token = self._host, self._host.keys.operator_token
+        before = _before(request.query)
+        if not merchant.is_session(token, self.headers.get("Cookie", ""), host.wall_ms()):
+            self._send_login(refused=False)
+            return
+        sales = host.page(before, merchant.SALES_ON_A_PAGE + 1)
+        more = len(sales) > merchant.SALES_ON_A_PAGE
+        del sales[merchant.SALES_ON_A_PAGE :]
+        overview = merchant.Overview(
+            now_ms=host.wall_ms(),
+            configuration=host.configuration(),
+            sales=[booking for _, booking in sales],
+            older=sales[-1][0] if more else None,
+            newest=before is None,
+            totals=host.day_totals(merchant.DAYS),
+            terminals=host.terminals(),
+            checkpoints=host.checkpoints(),
+            gaps=host.all_gaps(),
+            forks=host.forks(),
         )
+        self._send_page(200, merchant.page(overview))
+
+    def log_in(self, request: _Request) -> None:
+        if self.headers.get_content_type() != _FORM_TYPE:
+            raise _ProblemError(415, "media-type", "The body is no form", f"send it as {_FORM_TYPE}")
+        given, expected = _field(request.body, "token"), self._host.keys.operator_token
+        if not hmac.compare_digest(given.encode(), expected.encode()):
+            self._send_login(refused=True)
+            return
+        self._send_on(merchant.session(expected, self._host.wall_ms()))
+
+    def log_out(self, _: _Request) -> None:
+        self._send_on(merchant.end_of_session())
+
+    def _send_login(self, *, refused: bool) -> None:
+        # A browser shows the form instead of asking for credentials itself, since it does not know this scheme.
+        self._send_page(401, merchant.login_page(refused=refused), {"WWW-Authenticate": "Bearer"})
+
+    def _send_on(self, cookie: str) -> None:
+        self._send(303, "text/plain; charset=utf-8", b"", {"Location": "/merchant", "Set-Cookie": cookie})
+
+    def _send_page(self, status: int, page: bytes, headers: dict[str, str] | None = None) -> None:
+        self._send(status, "text/html; charset=utf-8", page, merchant.HEADERS | (headers or {}))
+
+    @property
+    def _host(self) -> Host:
+        return self.server.host
 
     def _operator_only(self) -> None:
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
-        expected = self.server.host.keys.operator_token
+        expected = self._host.keys.operator_token
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), expected.encode()):
             raise _ProblemError(
                 401,
@@ -482,6 +570,80 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+class _Access(Enum):
+    """Who may ask."""
+
+    ANYBODY = "anybody"
+    TERMINAL = "terminal"  # with a client certificate, if the host wants one
+    OPERATOR = "operator"  # with the bearer token
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked: the named parts of the path, the query, and the body."""
+
+    named: dict[str, str]
+    query: str
+    body: bytes
+
+
+_Act: TypeAlias = Callable[[_Handler, _Request], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """One path of docs/host-api.yaml."""
+
+    path: re.Pattern[str]
+    methods: dict[str, _Act]
+    access: _Access
+
+
+def _route(path: str, access: _Access, **methods: _Act) -> _Route:
+    """`{name}` in the path stands for a UUID, or what `parts` says."""
+    parts = {"event": "|".join(EVENTS), "terminal": ID_PATTERN}
+    pattern = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{parts.get(name[1], UUID_PATTERN)})", path)
+    return _Route(re.compile(pattern), methods, access)
+
+
+_ROUTES: Final = (
+    _route("/v1/transactions/{transaction}/{event}", _Access.TERMINAL, PUT=_Handler.put_event),
+    _route("/v1/transactions/{transaction}", _Access.TERMINAL, GET=_Handler.get_transaction),
+    _route("/v1/checkpoints/{checkpoint}", _Access.TERMINAL, PUT=_Handler.put_checkpoint),
+    _route("/v1/batches/{batch}", _Access.TERMINAL, PUT=_Handler.put_batch),
+    _route("/v1/reconciliations/{reconciliation}", _Access.TERMINAL, PUT=_Handler.put_reconciliation),
+    # Without a certificate, for it leads to one: the envelope's signature says who asks.
+    _route("/v1/certificates/{certificate}", _Access.ANYBODY, PUT=_Handler.put_certificate),
+    _route("/v1/terminals/{terminal}", _Access.TERMINAL, GET=_Handler.get_terminal),
+    _route("/v1/status", _Access.ANYBODY, GET=_Handler.get_status),
+    _route("/v1/bookings", _Access.OPERATOR, GET=_Handler.get_bookings),
+    _route("/v1/checkpoints", _Access.OPERATOR, GET=_Handler.get_checkpoints),
+    _route("/v1/terminals", _Access.OPERATOR, GET=_Handler.get_terminals),
+    _route("/(merchant)?", _Access.ANYBODY, GET=_Handler.get_merchant),  # the page asks for a login itself
+    _route("/merchant/login", _Access.ANYBODY, POST=_Handler.log_in),
+    _route("/merchant/logout", _Access.ANYBODY, POST=_Handler.log_out),
+)
+
+
+def _field(form: bytes, name: str) -> str:
+    """The one value of a field of a form; empty if it is not there once."""
+    try:
+        values = parse_qs(form.decode("ascii"), max_num_fields=_FIELDS_MAX, errors="strict").get(name, [])
+    except ValueError:
+        return ""
+    return values[0] if len(values) == 1 else ""
+
+
+def _before(query: str) -> int | None:
+    """The place that a page of sales goes on from."""
+    if not query:
+        return None
+    text = query.removeprefix("before=")
+    if not (text != query and text.isascii() and text.isdecimal() and len(text) <= _PLACE_DIGITS_MAX):
+        raise _ProblemError(400, "query", "The query is not understood", "it may be before= and a number")
+    return int(text)
+
+
 def _failure(fail: Fail) -> _ProblemError:
     headers = {} if fail.retry_after_s is None else {"Retry-After": str(fail.retry_after_s)}
     return _ProblemError(
@@ -509,9 +671,9 @@ def open_host(directory: Path) -> Host:
     )
 
 
-def serve(directory: Path, *, port: int, stop: threading.Event) -> None:
+def serve(directory: Path, *, port: int, stop: threading.Event, client_certificates: bool = False) -> None:
     """Run the host of this directory until `stop` is set. Says on standard output when and where it listens."""
-    with open_host(directory) as host, HostServer(host, port=port) as server:
+    with open_host(directory) as host, HostServer(host, port=port, client_certificates=client_certificates) as server:
         control = ControlSocket(directory / controls.SOCKET_NAME, server.obey)
         try:
             print(f"host listening on port {server.port}", flush=True)
@@ -536,33 +698,68 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--enrol", type=Path, action="append", default=[], metavar="CARD", help="open a card's account, and exit"
     )
+    parser.add_argument(
+        "--revoke", action="append", default=[], metavar="TERMINAL", help="take nothing more from it, and exit"
+    )
+    parser.add_argument(
+        "--readmit", action="append", default=[], metavar="TERMINAL", help="take everything from it again, and exit"
+    )
+    parser.add_argument("--configuration", metavar="VERSION", help="what terminals should be configured as, and exit")
     parser.add_argument("--bookings", action="store_true", help="print what is booked, and exit")
     parser.add_argument("--json", action="store_true", help="the bookings as JSON")
     parser.add_argument("--forks", action="store_true", help="print checkpoints that contradict others, and exit")
+    parser.add_argument("--gaps", action="store_true", help="print envelope numbers that have not come, and exit")
     parser.add_argument("--order", metavar="JSON", help="make the running host (mis)behave, and exit")
+    parser.add_argument(
+        "--client-certificates", action="store_true", help="admit only terminals with a certificate issued here"
+    )
     arguments = parser.parse_args(argv)
     directory: Path = arguments.directory
     if arguments.order is not None:
         print(json.dumps(controls.order_json(directory, arguments.order.encode())))
-    elif arguments.register or arguments.enrol:
-        with open_host(directory) as host:
-            for terminal, merchant, key in arguments.register:
-                print(f"registered {terminal}, key {host.register(terminal, merchant, Path(key).read_bytes())}")
-            for card in arguments.enrol:
-                host.enrol(CardProfile.load(card))
-    elif arguments.bookings:
-        with open_host(directory) as host:
-            _print_bookings(host.bookings(), as_json=arguments.json)
-    elif arguments.forks:
-        with open_host(directory) as host:
-            for fork in host.forks():
-                print(f"{fork.terminal} {fork.epoch}/{fork.number}, record {fork.sequence}: {fork.detail}")
+    elif _is_task(arguments):
+        try:
+            with open_host(directory) as host:
+                _do_tasks(host, arguments)
+        except StoreError as error:
+            print(f"payterm-sim host: {error}", file=sys.stderr)
+            return 1
     else:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        serve(directory, port=arguments.port, stop=stop)
+        serve(directory, port=arguments.port, stop=stop, client_certificates=arguments.client_certificates)
     return 0
+
+
+def _is_task(arguments: argparse.Namespace) -> bool:
+    """Whether something is to be done once, beside a host that may be running."""
+    tasks = ("register", "enrol", "revoke", "readmit", "configuration", "bookings", "forks", "gaps")
+    return any(getattr(arguments, task) for task in tasks)
+
+
+def _do_tasks(host: Host, arguments: argparse.Namespace) -> None:
+    for terminal, merchant_id, key in arguments.register:
+        print(f"registered {terminal}, key {host.register(terminal, merchant_id, Path(key).read_bytes())}")
+    for card in arguments.enrol:
+        host.enrol(CardProfile.load(card))
+    for terminal in arguments.revoke:
+        host.revoke(terminal)
+        print(f"revoked {terminal}: only its reversals and checkpoints are taken in")
+    for terminal in arguments.readmit:
+        host.readmit(terminal)
+        print(f"readmitted {terminal}")
+    if arguments.configuration:
+        host.set_configuration(arguments.configuration)
+        print(f"terminals should be configured as {arguments.configuration}")
+    if arguments.bookings:
+        _print_bookings(host.bookings(), as_json=arguments.json)
+    if arguments.forks:
+        for fork in host.forks():
+            print(f"{fork.terminal} {fork.epoch}/{fork.number}, record {fork.sequence}: {fork.detail}")
+    if arguments.gaps:
+        for gap in host.all_gaps():
+            print(f"{gap.terminal} {gap.epoch}/{gap.first} to {gap.epoch}/{gap.last}")
 
 
 def _print_bookings(bookings: list[Booking], *, as_json: bool) -> None:
@@ -571,7 +768,7 @@ def _print_bookings(bookings: list[Booking], *, as_json: bool) -> None:
         return
     for booking in bookings:
         print(
-            f"{booking.transaction}  {booking.terminal} {booking.epoch}/{booking.number}  "
+            f"{booking.transaction}  {booking.kind:<6}  {booking.terminal} {booking.epoch}/{booking.number}  "
             f"{booking.amount:>10} {booking.currency}  {booking.state.value:<9}  "
             f"{booking.authorisation_code or '-':<6}  received {booking.received}"
         )

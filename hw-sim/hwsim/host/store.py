@@ -7,27 +7,32 @@ know it by. What a message means is decided elsewhere; this module only remember
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from hwsim.host.messages import Checkpoint, PlaceInEpoch
 from hwsim.issuer import Account
 
+TERMINALS_MAX: Final = 1_000  # in one listing
+GAPS_MAX: Final = 1_000  # in one listing; a person begins with the first
+_ROWID_MAX: Final = 2**63 - 1
 ROWS_MAX: Final = 100_000  # what one listing returns at most; the tables themselves are the operator's to prune
-_SCHEMA_VERSION: Final = 2
+_VERSION_FIRST: Final = 2  # what came before was never released
 _BUSY_MS: Final = 5_000  # a command line beside a running host waits this long for a booking to finish
 
 # The primary keys of message and booking are the promise of exactly once: the code asks first, the table insists.
-_SCHEMA: Final = """
+_FIRST_SCHEMA: Final = """
 CREATE TABLE terminal_key (
     kid TEXT PRIMARY KEY, terminal TEXT NOT NULL, merchant TEXT NOT NULL, public_pem BLOB NOT NULL
 ) STRICT;
@@ -69,13 +74,41 @@ CREATE TABLE fork (
 ) STRICT;
 """
 
+# What brings the books of the version before to this one. Steps add and fill in; none drops anything. New books go
+# through all of them, too, so there is one description of what a version is.
+_STEPS: Final = {
+    3: """
+ALTER TABLE booking ADD COLUMN kind TEXT NOT NULL DEFAULT 'sale';
+ALTER TABLE booking ADD COLUMN of_transaction TEXT;
+ALTER TABLE booking ADD COLUMN advice TEXT;
+ALTER TABLE booking ADD COLUMN sequence INTEGER;
+ALTER TABLE booking ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE booking ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE booking ADD COLUMN first_received_ms INTEGER NOT NULL DEFAULT 0;
+UPDATE booking SET (epoch, number, first_received_ms) = (
+    SELECT epoch, number, first_received_ms FROM message
+    WHERE message.transaction_id = booking.transaction_id ORDER BY event LIMIT 1
+);
+CREATE INDEX booking_place ON booking (terminal, epoch, sequence);
+CREATE INDEX booking_of ON booking (of_transaction) WHERE of_transaction IS NOT NULL;
+CREATE INDEX booking_time ON booking (first_received_ms);
+CREATE TABLE certificate (
+    certificate_id TEXT PRIMARY KEY, terminal TEXT NOT NULL, envelope_sha256 TEXT NOT NULL, answer TEXT NOT NULL,
+    expires_ms INTEGER, received INTEGER NOT NULL, first_received_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE revocation (terminal TEXT PRIMARY KEY, revoked_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+""",
+}
+SCHEMA_VERSION: Final = max(_STEPS)
+
 _BOOKINGS: Final = """
-SELECT booking.*, first.epoch, first.number, first.first_received_ms,
-    coalesce(sale.received, 0) AS received, coalesce(undo.received, 0) AS reversals_received
+SELECT booking.*, booking.rowid AS place,
+    coalesce(own.received, 0) AS received, coalesce(undo.received, 0) AS reversals_received
 FROM booking
-LEFT JOIN message AS sale ON sale.transaction_id = booking.transaction_id AND sale.event = 'authorisation'
+LEFT JOIN message AS own ON own.transaction_id = booking.transaction_id
+    AND own.event = CASE booking.kind WHEN 'refund' THEN 'refund' ELSE 'authorisation' END
 LEFT JOIN message AS undo ON undo.transaction_id = booking.transaction_id AND undo.event = 'reversal'
-JOIN message AS first ON first.rowid = min(coalesce(sale.rowid, undo.rowid), coalesce(undo.rowid, sale.rowid))
 """
 
 
@@ -89,20 +122,23 @@ class State(Enum):
     BOOKED = "booked"
     DECLINED = "declined"
     REVERSED = "reversed"
-    TOMBSTONE = "tombstone"  # reversed before the sale came, which will be declined
+    TOMBSTONE = "tombstone"  # reversed before the sale or refund itself came, which will be declined
 
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """One transaction in the books. `epoch` and `number` are those of the first envelope received for it."""
+    """One transaction in the books.
+
+    `epoch`, `number` and `sequence` are those of its own envelope, or of its reversal as long as only that has come.
+    """
 
     transaction: str
     terminal: str
     merchant: str
-    amount: int
+    amount: int  # negative for a refund
     currency: str
     state: State
-    decision: Literal["approved", "declined"] | None  # of the sale: None as long as only its reversal has come
+    decision: Literal["approved", "declined"] | None  # None as long as only its reversal has come
     reason: str | None
     authorisation_code: str | None
     rrn: str
@@ -111,8 +147,12 @@ class Booking:
     epoch: int = 0
     number: int = 0
     first_received_ms: int = 0
-    received: int = 0  # how often the sale's envelope came
+    received: int = 0  # how often its own envelope came
     reversals_received: int = 0
+    sequence: int | None = None  # unknown of what was booked before books of version 3
+    kind: Literal["sale", "refund"] = "sale"
+    of: str | None = None  # the sale that a refund is about
+    advice: Literal["completed", "refused"] | None = None  # what the card said last
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +193,62 @@ class Fork:
 
 
 @dataclass(frozen=True, slots=True)
+class Issued:
+    """A request for a certificate, with the answer that it got and always will get."""
+
+    certificate: str
+    terminal: str
+    envelope_sha256: str
+    answer: str
+    expires_ms: int | None  # None: declined
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A booking as reconciliation compares it."""
+
+    sequence: int
+    transaction: str
+    state: State
+    amount: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class DayTotal:
+    """What was booked on one UTC day in one currency, by when it came: sales less refunds."""
+
+    day: date
+    currency: str
+    sales: int
+    refunds: int
+    sum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Envelope numbers that have not come although a later one has."""
+
+    terminal: str
+    epoch: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalSummary:
+    """How a terminal stands."""
+
+    terminal: str
+    merchant: str
+    revoked_ms: int | None
+    epoch: int | None  # of the newest envelope; None: nothing has come yet
+    number: int | None
+    last_received_ms: int | None
+    certificate_expires_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TerminalKey:
     """A terminal's registered signing key."""
 
@@ -169,8 +265,9 @@ class Store:
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
         self._database.row_factory = sqlite3.Row
         # A rollback journal, because a command line may look into the books beside the host, and a WAL with several
-        # connections is only safe since SQLite 3.51.3. EXTRA is FULL, and flushes the directory as well.
-        self._database.execute("PRAGMA journal_mode = DELETE")
+        # connections is only safe since SQLite 3.51.3. Its file stays: a commit ends by overwriting the journal's
+        # header and flushing it, which spares making and unlinking a file, with a flush of the directory after each.
+        self._database.execute("PRAGMA journal_mode = PERSIST")
         self._database.execute("PRAGMA synchronous = EXTRA")
         try:
             with self.transaction():
@@ -196,13 +293,24 @@ class Store:
             self._database.execute("COMMIT")
 
     def _create(self, path: Path) -> None:
+        """Make the books, or bring older ones to this version, having copied them first."""
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version == 0:
-            for statement in _SCHEMA.split(";"):
-                self._database.execute(statement)
-            self._database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        elif version != _SCHEMA_VERSION:
-            raise StoreError(f"{path}: books of version {version}, this host keeps version {_SCHEMA_VERSION}")
+            self._script(_FIRST_SCHEMA)
+            version = _VERSION_FIRST
+        elif not _VERSION_FIRST <= version <= SCHEMA_VERSION:
+            raise StoreError(
+                f"{path}: books of version {version}, this host keeps version {SCHEMA_VERSION}: nothing was changed"
+            )
+        elif version < SCHEMA_VERSION:
+            _copy(path, path.with_name(f"{path.name}.before-{SCHEMA_VERSION}"))
+        for step in range(version + 1, SCHEMA_VERSION + 1):
+            self._script(_STEPS[step])
+        self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _script(self, script: str) -> None:
+        for statement in script.split(";"):  # executescript would commit
+            self._database.execute(statement)
 
     # Terminals
 
@@ -220,6 +328,77 @@ class Store:
             "SELECT terminal, merchant, public_pem FROM terminal_key WHERE kid = ?", (kid,)
         ).fetchone()
         return None if row is None else TerminalKey(*row)
+
+    def registered(self, terminal: str) -> bool:
+        return self._value("SELECT 1 FROM terminal_key WHERE terminal = ?", terminal) is not None
+
+    def revoked(self, terminal: str) -> bool:
+        return self._value("SELECT 1 FROM revocation WHERE terminal = ?", terminal) is not None
+
+    def set_revoked(self, terminal: str, revoked_ms: int | None) -> None:
+        """None: it is admitted again."""
+        if revoked_ms is None:
+            self._database.execute("DELETE FROM revocation WHERE terminal = ?", (terminal,))
+        else:
+            self._database.execute("INSERT OR IGNORE INTO revocation VALUES (?, ?)", (terminal, revoked_ms))
+
+    def configuration(self) -> str | None:
+        value = self._value("SELECT value FROM setting WHERE name = 'configuration'")
+        return None if value is None else str(value)
+
+    def set_configuration(self, version: str) -> None:
+        self._database.execute("INSERT OR REPLACE INTO setting VALUES ('configuration', ?)", (version,))
+
+    def terminals(self) -> list[TerminalSummary]:
+        """All that are registered, by name."""
+        rows = self._database.execute(
+            "SELECT terminal, max(merchant) FROM terminal_key GROUP BY terminal ORDER BY terminal LIMIT ?",
+            (TERMINALS_MAX,),
+        ).fetchall()
+        return [self._summary(terminal, merchant) for terminal, merchant in rows]
+
+    def _summary(self, terminal: str, merchant: str) -> TerminalSummary:
+        newest = self._database.execute(
+            "SELECT epoch, number, first_received_ms FROM message WHERE terminal = ? "
+            "ORDER BY epoch DESC, number DESC LIMIT 1",
+            (terminal,),
+        ).fetchone()
+        epoch, number, last_received_ms = newest or (None, None, None)
+        return TerminalSummary(
+            terminal=terminal,
+            merchant=merchant,
+            revoked_ms=self._value("SELECT revoked_ms FROM revocation WHERE terminal = ?", terminal),
+            epoch=epoch,
+            number=number,
+            last_received_ms=last_received_ms,
+            certificate_expires_ms=self._value("SELECT max(expires_ms) FROM certificate WHERE terminal = ?", terminal),
+        )
+
+    def issued(self, certificate: str) -> Issued | None:
+        row = self._database.execute(
+            "SELECT certificate_id, terminal, envelope_sha256, answer, expires_ms FROM certificate "
+            "WHERE certificate_id = ?",
+            (certificate,),
+        ).fetchone()
+        return None if row is None else Issued(*row)
+
+    def add_issued(self, issued: Issued, received_ms: int) -> None:
+        self._database.execute(
+            "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, 1, ?)",
+            (
+                issued.certificate,
+                issued.terminal,
+                issued.envelope_sha256,
+                issued.answer,
+                issued.expires_ms,
+                received_ms,
+            ),
+        )
+
+    def count_repeated_request(self, certificate: str) -> None:
+        self._database.execute(
+            "UPDATE certificate SET received = received + 1 WHERE certificate_id = ?", (certificate,)
+        )
 
     # Cards
 
@@ -295,12 +474,14 @@ class Store:
 
     def next_rrn(self) -> str:
         """Retrieval reference number: twelve digits that count bookings (ISO 8583, field 37)."""
-        (count,) = self._database.execute("SELECT count(*) FROM booking").fetchone()
-        return f"{count + 1:012d}"
+        newest = self._value("SELECT max(rowid) FROM booking") or 0
+        return f"{newest + 1:012d}"
 
     def add_booking(self, booking: Booking) -> None:
         self._database.execute(
-            "INSERT INTO booking VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO booking (transaction_id, terminal, merchant, amount, currency, state, decision, reason, "
+            "authorisation_code, rrn, card_ref, last4, kind, of_transaction, advice, sequence, epoch, number, "
+            "first_received_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 booking.transaction,
                 booking.terminal,
@@ -314,6 +495,13 @@ class Store:
                 booking.rrn,
                 booking.card_ref,
                 booking.last4,
+                booking.kind,
+                booking.of,
+                booking.advice,
+                booking.sequence,
+                booking.epoch,
+                booking.number,
+                booking.first_received_ms,
             ),
         )
 
@@ -325,14 +513,60 @@ class Store:
             (state.value, decision, reason, transaction),
         )
 
+    def place_booking(self, transaction: str, epoch: int, number: int, sequence: int, of: str | None) -> None:
+        """A tombstone has met what it stands for, which says where in the terminal's counts it belongs."""
+        self._database.execute(
+            "UPDATE booking SET epoch = ?, number = ?, sequence = ?, of_transaction = ? WHERE transaction_id = ?",
+            (epoch, number, sequence, of, transaction),
+        )
+
+    def note_advice(self, transaction: str, outcome: Literal["completed", "refused"]) -> None:
+        self._database.execute("UPDATE booking SET advice = ? WHERE transaction_id = ?", (outcome, transaction))
+
     def booking(self, transaction: str) -> Booking | None:
         row = self._database.execute(f"{_BOOKINGS} WHERE booking.transaction_id = ?", (transaction,)).fetchone()
         return None if row is None else _booking(row)
+
+    def refunded(self, sale: str) -> int:
+        """What has been paid back of a sale, in minor units."""
+        return -int(
+            self._value(
+                "SELECT coalesce(sum(amount), 0) FROM booking WHERE of_transaction = ? AND state = 'booked'", sale
+            )
+        )
 
     def bookings(self) -> list[Booking]:
         """In the order in which they came."""
         rows = self._database.execute(f"{_BOOKINGS} ORDER BY booking.rowid LIMIT ?", (ROWS_MAX,))
         return [_booking(row) for row in rows]
+
+    def page(self, before: int | None, limit: int) -> list[tuple[int, Booking]]:
+        """The newest bookings, each with its place in the books; `before` is a place."""
+        rows = self._database.execute(
+            f"{_BOOKINGS} WHERE booking.rowid < ? ORDER BY booking.rowid DESC LIMIT ?",
+            (_ROWID_MAX if before is None else before, limit),
+        )
+        return [(row["place"], _booking(row)) for row in rows]
+
+    def day_totals(self, days: int) -> list[DayTotal]:
+        """Of the newest days, newest first."""
+        rows = self._database.execute(
+            "SELECT first_received_ms / 86400000 AS day, currency, sum(kind = 'sale'), sum(kind = 'refund'), "
+            "sum(amount) FROM booking WHERE state = 'booked' AND first_received_ms >= "
+            "((SELECT coalesce(max(first_received_ms), 0) FROM booking) / 86400000 - ? + 1) * 86400000 "
+            "GROUP BY day, currency ORDER BY day DESC, currency LIMIT ?",
+            (days, ROWS_MAX),
+        )
+        return [DayTotal(date(1970, 1, 1) + timedelta(days=row[0]), *row[1:]) for row in rows]
+
+    def entries(self, terminal: str, epoch: int, first: int, last: int) -> list[Entry]:
+        """What has come of these transactions, in order. A range of messages.RANGE_MAX bounds it."""
+        rows = self._database.execute(
+            "SELECT sequence, transaction_id, state, amount, currency FROM booking "
+            "WHERE terminal = ? AND epoch = ? AND sequence BETWEEN ? AND ? ORDER BY sequence, rowid LIMIT ?",
+            (terminal, epoch, first, last, ROWS_MAX),
+        )
+        return [Entry(row[0], row[1], State(row[2]), row[3], row[4]) for row in rows]
 
     def gaps(self, terminal: str, epoch: int) -> list[tuple[int, int]]:
         """Numbers that have not come although a later one has, as (first, last)."""
@@ -343,6 +577,17 @@ class Store:
             (terminal, epoch, ROWS_MAX),
         )
         return [(row[0], row[1]) for row in rows]
+
+    def all_gaps(self) -> list[Gap]:
+        """The same of all terminals and epochs."""
+        rows = self._database.execute(
+            "WITH came AS (SELECT terminal, epoch, number, lag(number, 1, 0) OVER "
+            "(PARTITION BY terminal, epoch ORDER BY number) AS before FROM message) "
+            "SELECT terminal, epoch, before + 1, number - 1 FROM came WHERE number > before + 1 "
+            "ORDER BY terminal, epoch, number LIMIT ?",
+            (GAPS_MAX,),
+        )
+        return [Gap(*row) for row in rows]
 
     # Checkpoints
 
@@ -419,6 +664,11 @@ class Store:
         rows = self._database.execute("SELECT * FROM fork ORDER BY rowid LIMIT ?", (ROWS_MAX,))
         return [Fork(*row) for row in rows]
 
+    def _value(self, query: str, *values: object) -> Any:
+        """The first column of the first row; None if there is none."""
+        row = self._database.execute(query, values).fetchone()
+        return None if row is None else row[0]
+
     def _epochs(self, where: str, *values: object) -> list[Epoch]:
         rows = self._database.execute(
             f"SELECT * FROM epoch WHERE {where} ORDER BY epoch LIMIT ?",  # noqa: S608 (our own words)
@@ -458,4 +708,20 @@ def _booking(row: sqlite3.Row) -> Booking:
         first_received_ms=row["first_received_ms"],
         received=row["received"],
         reversals_received=row["reversals_received"],
+        sequence=row["sequence"],
+        kind=row["kind"],
+        of=row["of_transaction"],
+        advice=row["advice"],
     )
+
+
+def _copy(path: Path, to: Path) -> None:
+    """A copy of books that nobody is writing to, durable before it has its name."""
+    if to.exists():
+        return
+    new = to.with_name(f"{to.name}.new")
+    shutil.copyfile(path, new)
+    new.chmod(0o600)
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    new.replace(to)

@@ -48,6 +48,7 @@ _PERMANENT: Final = {
     422: "says that the item is invalid",
 }
 # A host that does not know checkpoints still takes sales: they must not wait behind one.
+_TOO_EARLY: Final = 425  # a refund or an advice that has overtaken its sale
 _UNKNOWN: Final = frozenset({404, 405})
 _REMEDIES: Final = {
     401: "it wants a client certificate: set [host] client_certificate",
@@ -161,6 +162,8 @@ class HostDestination:
             return self._answer(response)
         if status == 429:
             return Busy(f"{self._who} is busy (429): sent again later", _retry_after_ms(response))
+        if status == _TOO_EARLY:
+            return Busy(f"{self._who} waits for what comes before this ({status}): sent again later")
         if status in _PERMANENT:
             return Refused(f"{self._who} {_PERMANENT[status]} ({status}): kept for a person", permanent=True)
         if status in _UNKNOWN and parcel.event == Event.CHECKPOINT:
