@@ -47,8 +47,8 @@ _PERMANENT: Final = {
     413: "says that the item is too large",
     422: "says that the item is invalid",
 }
-# A host that does not know checkpoints still takes sales: they must not wait behind one.
 _TOO_EARLY: Final = 425  # a refund or an advice that has overtaken its sale
+# A host that does not know checkpoints still takes sales: they must not wait behind one.
 _UNKNOWN: Final = frozenset({404, 405})
 _REMEDIES: Final = {
     401: "it wants a client certificate: set [host] client_certificate",
