@@ -135,7 +135,8 @@ def survive(world: World, part: str, reference: str, amount: Amount, seen: Seen)
     world.network(Fault.PASS)
     world.wait(lambda: not world.status()["busy"] or None, "the device to be free", timeout_s=30)
     world.wait(lambda: world.status()["unsent"]["count"] == 0 or None, "everything to be sent", timeout_s=30)
-    world.wait(lambda: world.status()["link"]["sync"] or None, "sync to call")
+    # A report comes over the connection that answers come over: only a thread that is there can be killed in its work.
+    world.wait(lambda: world.status()["link"]["online"] or None, "sync to report")
     sales = world.ledger()
     if found := books.differences(sales, world.bookings()):
         raise PromiseBroken("; ".join(found))

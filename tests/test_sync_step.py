@@ -642,3 +642,42 @@ def test_a_refused_one_can_be_sent_again(world: World) -> None:
     world.rig.spool.retry(world.row().id, "operator: host mended")
     world.rig.settle()
     assert world.answered() == [1]
+
+
+def test_what_was_held_for_its_age_can_be_sent_again_by_hand(tmp_path: Path) -> None:
+    host, terminal, clock = FakeHost(repeat_safe_ms=HOUR_MS), FakeTerminal(), FakeClock()
+    rig = Rig(tmp_path, terminal, [host], clock, seeded(7))
+    host.mood = Mood.LOSES_REQUEST
+    terminal.sell(sale(1))
+    rig.settle()
+    clock.advance(2 * HOUR_MS)
+    rig.settle()
+    [row] = rig.spool.rows()
+    assert row.state is State.HELD
+    host.mood = Mood.WELL
+    rig.spool.retry(row.id, "it is not in the dashboard")
+    rig.settle()
+    assert rig.spool.rows() == ()
+    host.books.check()
+    rig.close()
+
+
+def test_an_item_that_is_held_while_it_is_under_way_stops_nothing(world: World) -> None:
+    send = world.host.send
+
+    def restored(parcel: Parcel) -> Result:
+        """While the attempt is under way, a terminal that was restored offers another envelope for the same sale."""
+        world.rig.spool.store([sale(1, envelope="another.one.here")], ["host"])
+        return send(parcel)
+
+    world.host.moods[sale(1).key] = Mood.LOSES_ANSWER
+    world.terminal.sell(sale(1))
+    world.rig.settle()
+    world.host.moods.clear()
+    world.host.send = restored  # type: ignore[method-assign]
+    world.rig.settle(within_ms=MINUTE_MS)
+    assert world.row().state is State.HELD
+    world.host.send = send  # type: ignore[method-assign]
+    world.terminal.sell(sale(2))
+    world.rig.settle(within_ms=MINUTE_MS)
+    assert world.answered() == [2]

@@ -512,6 +512,8 @@ class Spool:
                 case _:
                     pass
             more = ", attempts = attempts + 1, first_attempt = coalesce(first_attempt, :now)" if on is On.SEND else ""
+            if on is On.RETRY:
+                changes["first_attempt"] = None  # a person has looked: what was too old to be repeated counts anew
             names = ", ".join(f"{name} = :{name}" for name in changes)
             self._sql.execute(
                 f"UPDATE item SET {names}{more} WHERE id = :id",  # noqa: S608 - names of columns
@@ -610,6 +612,11 @@ class Spool:
         return due_ms  # type: ignore[no-any-return]
 
     # ---- what people ask
+
+    def state(self, row_id: str) -> State:
+        with self._translated():
+            (found,) = self._sql.execute("SELECT state FROM item WHERE id = ?", (row_id,)).fetchone()
+        return State(found)
 
     def row(self, row_id: str) -> Row | None:
         with self._translated():

@@ -124,6 +124,7 @@ class DestinationReport:
 
 
 _AT_ONCE: Final = Due(0)
+_UNDER_WAY: Final = frozenset({State.SENDING, State.AMBIGUOUS})
 _NOTED: Final = frozenset({State.ANSWERED, State.AMBIGUOUS, State.REFUSED, State.HELD})
 
 
@@ -419,6 +420,10 @@ class Sync:
     def _take_end(self, way: _Way, done: Done) -> None:
         row, round_ = done.errand.row, done.errand.round
         way.under_way.discard(row.id)
+        if self._spool.state(row.id) not in _UNDER_WAY:
+            # Held meanwhile, because the terminal offered another envelope for it: a person has to look.
+            _log.warning("%s: what came of the attempt under way is not used, the item was set apart", row.id)
+            return
         match done.result:
             case Answered(answer, receipt):
                 self._end(row, On.ANSWER, answer=answer, receipt=receipt)

@@ -47,7 +47,7 @@ _PERMANENT: Final = {
     413: "says that the item is too large",
     422: "says that the item is invalid",
 }
-_TOO_EARLY: Final = 425  # a refund or an advice that has overtaken its sale
+_LATER: Final = {425: "waits for what comes before this", 429: "is busy"}
 # A host that does not know checkpoints still takes sales: they must not wait behind one.
 _UNKNOWN: Final = frozenset({404, 405})
 _REMEDIES: Final = {
@@ -160,10 +160,8 @@ class HostDestination:
         status = response.status_code
         if status == 200:
             return self._answer(response)
-        if status == 429:
-            return Busy(f"{self._who} is busy (429): sent again later", _retry_after_ms(response))
-        if status == _TOO_EARLY:
-            return Busy(f"{self._who} waits for what comes before this ({status}): sent again later")
+        if status in _LATER:
+            return Busy(f"{self._who} {_LATER[status]} ({status}): sent again later", _retry_after_ms(response))
         if status in _PERMANENT:
             return Refused(f"{self._who} {_PERMANENT[status]} ({status}): kept for a person", permanent=True)
         if status in _UNKNOWN and parcel.event == Event.CHECKPOINT:
