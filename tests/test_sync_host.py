@@ -98,6 +98,7 @@ LOG_IN = says(200, PORTAL, Content_Type="text/html")
         pytest.param(says(503), Unsure, "has a fault (503)", id="503"),
         pytest.param(says(204), Unsure, "gave no decision (204)", id="204"),
         pytest.param(says(429), Busy, "is busy (429): sent again later", id="429"),
+        pytest.param(says(425), Busy, "waits for what comes before this", id="425"),
         pytest.param(says(400), Refused, "the item is malformed (400): kept for a person", id="400"),
         pytest.param(says(409), Refused, "already holds something that contradicts the item (409)", id="409"),
         pytest.param(says(422), Refused, "the item is invalid (422)", id="422"),
@@ -141,7 +142,7 @@ def test_only_what_is_said_of_the_item_itself_is_permanent(server: TlsHost, sett
     for status in (*range(300, 309), *range(400, 452)):
         server.script.append(says(status))
         result = sent(settings)
-        assert isinstance(result, Refused) or status == 429
+        assert isinstance(result, Refused) or status in {425, 429}
         if isinstance(result, Refused) and result.permanent:
             permanent.add(status)
     assert permanent == {400, 409, 413, 422}
