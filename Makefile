@@ -49,6 +49,7 @@ soak: $(READY)
 	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.corruption --flips 20000 --blocks 5000
 	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.syscalls
 	KILL_SWEEP=all $(BIN)/pytest tests/test_kill.py
+	$(BIN)/python -m tests.soak.model
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

@@ -1,0 +1,1 @@
+"""An executable model of terminal, sync, network, host, Stripe and customer (docs/model.md)."""
