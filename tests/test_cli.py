@@ -162,6 +162,7 @@ def test_what_cannot_be_is_refused(
 def test_ctrl_c_cancels_the_sale(
     terminal: Terminal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
     asked, cancelled = threading.Event(), threading.Event()
     wait, cancel = terminal.desk.wait_until_decided, terminal.desk.cancel
 
@@ -183,8 +184,11 @@ def test_ctrl_c_cancels_the_sale(
         assert cancelled.wait(PATIENCE_S)
 
     terminal.reader.script.append(interrupt)
-    with serving(terminal):
-        assert payterm(terminal, "sale", "12.50") == 130
+    try:
+        with serving(terminal):
+            assert payterm(terminal, "sale", "12.50") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     (sale,) = terminal.ledger.transactions(10)
     assert (sale.state, sale.reason) == (State.VOID, "cancelled")
     assert "Traceback" not in capsys.readouterr().err
