@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from hwsim.world import World
 
 pytest_plugins = ["screens_plugin"]
+
+# How long an example takes says nothing on a machine that does other things, too.
+settings.register_profile("payterm", settings.default, deadline=None)
+settings.load_profile("payterm")
 
 
 @pytest.fixture(scope="module")
