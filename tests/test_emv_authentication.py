@@ -396,7 +396,7 @@ def test_signed_cryptogram(short: int, whole: bool) -> None:
     signature = pki.sign_dynamic(signed[: len(signed) - short], UN)
     if whole:
         found = authentication.cda(icc, signature, UN)
-        assert found == (b"\xab\xcd", 0x40, bytes.fromhex("0102030405060708"), sha1(b"said"))
+        assert found == (b"\xab\xcd", 0x40, bytes.fromhex("0102030405060708"), sha1(b"said"), b"")
     else:
         with pytest.raises(AuthenticationFailed, match="signature"):
             authentication.cda(icc, signature, UN)

@@ -250,6 +250,7 @@ class SignedCryptogram(NamedTuple):
     cid: int
     cryptogram: bytes
     transaction_data_hash: bytes
+    more: bytes  # what a kernel of its own has signed besides
 
 
 def cda(icc: PublicKey, signature: bytes, unpredictable_number: bytes) -> SignedCryptogram:
@@ -261,7 +262,8 @@ def cda(icc: PublicKey, signature: bytes, unpredictable_number: bytes) -> Signed
     if len(rest) < 1 + _CRYPTOGRAM_BYTES + _HASH_BYTES:
         raise AuthenticationFailed("signature")
     hash_at = 1 + _CRYPTOGRAM_BYTES
-    return SignedCryptogram(number, rest[0], rest[1:hash_at], rest[hash_at : hash_at + _HASH_BYTES])
+    end = hash_at + _HASH_BYTES
+    return SignedCryptogram(number, rest[0], rest[1:hash_at], rest[hash_at:end], rest[end:])
 
 
 def _dynamic_number(dynamic_data: bytes) -> tuple[bytes, bytes]:

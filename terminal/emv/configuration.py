@@ -13,14 +13,16 @@ from types import MappingProxyType
 from typing import Final
 
 from terminal.emv.authentication import CaKeys, RevokedCertificate, Trust
-from terminal.emv.outcome import Pan, UiRequest
+from terminal.emv.outcome import MessageId, Pan, Status, UiRequest
 from terminal.emv.progress import Watch
-from terminal.emv.tags import Format, Kernel3Tag, Source, Tag, lookup
+from terminal.emv.tags import Format, Kernel2Tag, Kernel3Tag, Source, Tag, lookup
+from terminal.emv.torn import TornRecords
 from terminal.money import Amount
 
 AID_BYTES_MIN: Final = 5
 AID_BYTES_MAX: Final = 16
 UNPREDICTABLE_NUMBER_BYTES: Final = 4
+PHONE_MESSAGE_BYTES: Final = 8  # mask 3, value 3, message 1, status 1
 CONTACT: Final = 0  # stands where a contactless kernel has its number
 CONTACTLESS_ENTRY_MODE: Final = b"\x07"  # 9F39: contactless, chip data (ISO 8583:1987, data element 22)
 
@@ -88,11 +90,20 @@ class Combination:
         if self.ttq is not None and len(self.ttq) != Kernel3Tag.TTQ.length_max:
             raise ConfigurationError(f"AID {self.aid.hex().upper()}: the TTQ (9F66) must have 4 bytes")
         _check_objects(f"AID {self.aid.hex().upper()}", self.tags, self.kernel)
+        if not _readable(self.tags.get(Kernel2Tag.PHONE_MESSAGE_TABLE, b"")):
+            raise ConfigurationError(
+                f"AID {self.aid.hex().upper()}: tag DF8131 has rows of 8 bytes, with known messages"
+            )
 
     @property
     def ttq(self) -> bytes | None:
         """Terminal Transaction Qualifiers as configured."""
         return self.limits.ttq if self.limits.ttq is not None else self.tags.get(Kernel3Tag.TTQ)
+
+
+def _readable(phone_messages: bytes) -> bool:
+    rows = [phone_messages[at : at + PHONE_MESSAGE_BYTES] for at in range(0, len(phone_messages), PHONE_MESSAGE_BYTES)]
+    return all(len(row) == PHONE_MESSAGE_BYTES and row[6] in set(MessageId) and row[7] in set(Status) for row in rows)
 
 
 def _check_objects(whose: str, objects: Mapping[int, bytes], kernel: int | None = None) -> None:
@@ -104,7 +115,7 @@ def _check_objects(whose: str, objects: Mapping[int, bytes], kernel: int | None 
             raise ConfigurationError(
                 f"{whose}: tag {tag:X} must have {definition.length_min} to {definition.length_max} bytes"
             )
-        if definition.format is Format.N and not value.hex().isdecimal():
+        if definition.format is Format.N and value and not value.hex().isdecimal():
             raise ConfigurationError(f"{whose}: tag {tag:X} must be decimal digits")
 
 
@@ -171,6 +182,14 @@ class Environment:
     random_percent: Callable[[], int] | None = None  # 1 to 99, evenly; None: no transaction is selected at random
     earlier_minor: Callable[[Pan, bytes], int] = _nothing_earlier  # what this PAN and PSN paid here last, or 0
     watch: Watch = field(default_factory=Watch)
+    torn: TornRecords = field(default_factory=TornRecords)  # of this sale's earlier presentations
+
+    def new_unpredictable_number(self) -> bytes:
+        """Raises `ConfigurationError`."""
+        number = self.unpredictable_number()
+        if len(number) != UNPREDICTABLE_NUMBER_BYTES:
+            raise ConfigurationError("the source of unpredictable numbers must give 4 bytes: no card was charged")
+        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +220,7 @@ def transaction_objects(
     setup: Setup, request: Request, environment: Environment, activation: Activation
 ) -> dict[int, bytes]:
     """Every data object that the terminal states, with a fresh unpredictable number. Raises `ConfigurationError`."""
-    unpredictable_number = environment.unpredictable_number()
-    if len(unpredictable_number) != UNPREDICTABLE_NUMBER_BYTES:
-        raise ConfigurationError("the source of unpredictable numbers must give 4 bytes: no card was charged")
+    unpredictable_number = environment.new_unpredictable_number()
     currency = request.amount.currency
     objects: dict[int, bytes] = {
         **_stated_by_terminal(setup.terminal),
