@@ -7,8 +7,8 @@ Values only. Where settings come from, and which of them a merchant may change, 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -24,6 +24,7 @@ AID_BYTES_MAX: Final = 16
 UNPREDICTABLE_NUMBER_BYTES: Final = 4
 PHONE_MESSAGE_BYTES: Final = 8  # mask 3, value 3, message 1, status 1
 CONTACT: Final = 0  # stands where a contactless kernel has its number
+_TEXT: Final = frozenset({Format.A, Format.AN, Format.ANS})
 CONTACTLESS_ENTRY_MODE: Final = b"\x07"  # 9F39: contactless, chip data (ISO 8583:1987, data element 22)
 
 
@@ -75,7 +76,8 @@ class Combination:
     Kernel `CONTACT` is for inserted cards alone. For an AID without such an entry contact takes a contactless one.
     `tags` holds what the terminal states for this application: 9F09, action codes DF8120 to DF8122, a default DDOL
     9F49 or TDOL 97, a kernel's DF81xx. `partial`: contact also takes card applications whose name only begins with
-    the AID (contactless always does).
+    the AID (contactless always does). `limits_elsewhere`: instead of `limits` for amounts in other currencies, by
+    ISO 4217 code (`Setup.in_currency`); one that is not named there has its minor units counted alike.
     """
 
     aid: bytes
@@ -83,6 +85,7 @@ class Combination:
     limits: Limits = Limits()
     tags: Mapping[int, bytes] = field(default_factory=lambda: MappingProxyType({}))
     partial: bool = True
+    limits_elsewhere: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         if not AID_BYTES_MIN <= len(self.aid) <= AID_BYTES_MAX:
@@ -111,10 +114,10 @@ def _check_objects(whose: str, objects: Mapping[int, bytes], kernel: int | None 
         definition = lookup(tag, kernel)
         if definition is None or definition.source is Source.CARD:
             continue  # a card's object, as a default DDOL: it is judged as the card's own would be
-        if not definition.length_min <= len(value) <= definition.length_max:
-            raise ConfigurationError(
-                f"{whose}: tag {tag:X} must have {definition.length_min} to {definition.length_max} bytes"
-            )
+        # Text decides nothing, and a data object list pads what is too short.
+        shortest = 0 if definition.format in _TEXT else definition.length_min
+        if not shortest <= len(value) <= definition.length_max:
+            raise ConfigurationError(f"{whose}: tag {tag:X} must have {shortest} to {definition.length_max} bytes")
         if definition.format is Format.N and value and not value.hex().isdecimal():
             raise ConfigurationError(f"{whose}: tag {tag:X} must be decimal digits")
 
@@ -138,10 +141,19 @@ class Setup:
     combinations: tuple[Combination, ...]
     ca_keys: CaKeys = field(default_factory=CaKeys)
     revoked: frozenset[RevokedCertificate] = frozenset()
-    exceptions: frozenset[ExceptionEntry] = field(default=frozenset(), repr=False)
+    exceptions: Container[ExceptionEntry] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         _check_objects("terminal", self.terminal)
+
+    def in_currency(self, code: str) -> Setup:
+        """The same terminal, with the limits that its applications have for amounts in this currency (ISO 4217)."""
+        return replace(
+            self,
+            combinations=tuple(
+                replace(each, limits=each.limits_elsewhere.get(code, each.limits)) for each in self.combinations
+            ),
+        )
 
     def trust(self, request: Request) -> Trust:
         return Trust(self.ca_keys, self.revoked, request.certificates_on or request.date)
@@ -173,6 +185,10 @@ def _nothing_earlier(pan: Pan, psn: bytes) -> int:
     return 0
 
 
+def _nobody_reads(languages: Sequence[str]) -> None:
+    """The terminal's own language stays."""
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What the outside lends to a kernel: chance, a screen, a memory, an eye. None of them may block."""
@@ -182,6 +198,7 @@ class Environment:
     random_percent: Callable[[], int] | None = None  # 1 to 99, evenly; None: no transaction is selected at random
     earlier_minor: Callable[[Pan, bytes], int] = _nothing_earlier  # what this PAN and PSN paid here last, or 0
     watch: Watch = field(default_factory=Watch)
+    reads: Callable[[Sequence[str]], None] = _nobody_reads  # told the cardholder's languages, best first, once known
     torn: TornRecords = field(default_factory=TornRecords)  # of this sale's earlier presentations
 
     def new_unpredictable_number(self) -> bytes:

@@ -117,7 +117,7 @@ class Transaction:
     def answer_list(self, tag: Tag) -> bytes:
         """What CDOL1 or CDOL2 asks for. Raises `TlvError`."""
         asked = self.card[tag]
-        if any(entry.tag == Tag.TC_HASH for entry in dol.entries(asked)):
+        if dol.asks_for(asked, Tag.TC_HASH):
             if Tag.TDOL not in self.card:
                 self.note(Tvr.DEFAULT_TDOL_USED)
             tdol = self.card.get(Tag.TDOL) or self.default(Tag.TDOL) or b""

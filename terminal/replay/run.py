@@ -145,6 +145,8 @@ class _Run:
         outcome = self.card.pump(
             contact.run(self._setup, self._request, self._environment, self._cardholder.choose, line)
         )
+        if isinstance(host, UnsetType) and self.card.expects_more:
+            host = None  # not said, but the list goes on: what follows an online request without an answer
         if isinstance(outcome, OnlineRequest) and outcome.resume and not isinstance(host, UnsetType):
             outcome = self.card.pump(outcome.resume(settings.issuer_answer(host) if host is not None else None))
         if isinstance(outcome, EndApplication) and self._cardholder.gave_up:
