@@ -184,8 +184,29 @@ class StripeSection(_Section, frozen=True):
     ca: Path | None = None
 
 
+class RandomSection(_Section, frozen=True):
+    """Random selection for the host below the floor limit (Book 3, 10.6.2); the threshold in minor units."""
+
+    threshold: Annotated[int, msgspec.Meta(ge=0)]
+    target_percent: Annotated[int, msgspec.Meta(ge=0, le=99)]
+    max_target_percent: Annotated[int, msgspec.Meta(ge=0, le=99)]
+
+
+class AidLimitsSection(_Section, frozen=True):
+    """An application's limits for another currency, in its minor units: strict where nothing is said."""
+
+    terminal_floor: int = 0
+    contactless_transaction: int | None = None
+    contactless_floor: int = 0
+    cvm_required: int = 0
+    random: RandomSection | None = None
+
+
 class AidSection(_Section, frozen=True):
-    """An application that this terminal takes, with its kernel and limits (Book A, 5). Kernel 0: inserted cards."""
+    """An application that this terminal takes, with its kernel and limits (Book A, 5). Kernel 0: inserted cards.
+
+    `limits`, by ISO 4217 code, for currencies other than the terminal's.
+    """
 
     aid: _Hex
     kernel: Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -199,6 +220,40 @@ class AidSection(_Section, frozen=True):
     contactless_floor: int | None = 0  # above it the card is asked for an online cryptogram
     cvm_required: int | None = 5_000  # this terminal verifies no cardholder itself: above it only a phone will do
     zero_amount_allowed: bool = False
+    status_check: bool = False
+    extended_selection: bool = False
+    partial: bool = True  # inserted cards: also applications whose name only begins with the AID
+    transaction_types: tuple[Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{2}\Z")], ...] | None = None
+    random: RandomSection | None = None
+    tags: dict[_Hex, _Hex] = {}  # whatever else is stated: default DDOL 9F49, TDOL 97, a kernel's DF81xx
+    limits: dict[str, AidLimitsSection] = {}
+
+
+class EmvSection(_Section, frozen=True):
+    """What this terminal trusts of cards, and which it does not take.
+
+    `published_ca_keys`: keys that schemes or laboratories have published, part of this software, besides `[[ca_keys]]`.
+    Live and test keys are never trusted together: with a test key anybody can make a card. `revoked` names a file of
+    `[[revoked]]` tables; `exceptions` says that the credential `emv-exceptions` lists cards to be refused.
+    """
+
+    published_ca_keys: Literal["none", "test", "live"] = "none"
+    revoked: Path | None = None
+    exceptions: bool = False
+
+
+class RevokedSection(_Section, frozen=True):
+    """An issuer certificate that its scheme has withdrawn (Book 2, 5.1.2)."""
+
+    rid: Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{10}\Z")]
+    index: Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{2}\Z")]
+    serial: Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{6}\Z")]
+
+
+class RevocationList(_Section, frozen=True):
+    """The file that `[emv] revoked` names."""
+
+    revoked: tuple[RevokedSection, ...]
 
 
 class CaKeySection(_Section, frozen=True):
@@ -238,6 +293,7 @@ class Config(_Section, frozen=True):
     sale: SaleSection = SaleSection()
     sync: SyncSection = SyncSection()
     stripe: StripeSection | None = None
+    emv: EmvSection = EmvSection()
     aids: tuple[AidSection, ...] = STANDARD_AIDS
     ca_keys: tuple[CaKeySection, ...] = ()
 
@@ -287,6 +343,9 @@ def _check(config: Config) -> None:
     for text in config.sync.windows:
         if len(set(text.split("-"))) == 1:
             raise MoneyError(f"[sync] windows: {text!r} is empty; for a whole day use the mode immediate")
+    for code in (code for aid in config.aids for code in aid.limits):
+        if code not in config.limits:
+            raise MoneyError(f"[aids.limits.{code}] needs [limits.{code}]: this terminal takes no {code} without it")
     for code in config.limits:
         if currency(code).code != code:
             raise MoneyError(f"[limits.{code}] must be written [limits.{currency(code).code}]")

@@ -364,6 +364,7 @@ class ChipCard:
     answer_objects: Mapping[str, bytes | None] = field(default_factory=dict)  # changes to the answer to GENERATE AC
     spoil: Callable[[bytes], bytes] | None = None
     more_signed: bytes = b""
+    unpredictable_number: bytes = UN  # what it signs
     signed_cid: int | None = None  # says one thing in clear and signs another
     data: Mapping[str, bytes] = field(default_factory=dict)  # GET DATA
     sw: Mapping[int, int] = field(default_factory=dict)  # status word by INS
@@ -451,7 +452,7 @@ class ChipCard:
             clear = b"".join(tlv(tag, value) for tag, value in self._changed(body).items() if value is not None)
             signed = cid if self.signed_cid is None else self.signed_cid
             signature = self.pki.sign_cryptogram(
-                signed, cryptogram, self._transaction_data + clear, UN, self.more_signed
+                signed, cryptogram, self._transaction_data + clear, self.unpredictable_number, self.more_signed
             )
             body["9F4B"] = self.spoil(signature) if self.spoil else signature
         else:

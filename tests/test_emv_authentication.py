@@ -128,7 +128,7 @@ def test_a_remainder_must_have_the_exact_length() -> None:
     short = replace(rsa_key("issuer", 128))
     pki = Pki(issuer=short)
     rest = card(pki)[0x92]
-    assert verdict(pki, tag_92=None) == failed("issuer_certificate")
+    assert verdict(pki, tag_92=None) == failed("missing_data")
     assert verdict(pki, tag_92=rest + b"\x00") == failed("issuer_certificate")
 
 
@@ -396,7 +396,7 @@ def test_signed_cryptogram(short: int, whole: bool) -> None:
     signature = pki.sign_dynamic(signed[: len(signed) - short], UN)
     if whole:
         found = authentication.cda(icc, signature, UN)
-        assert found == (b"\xab\xcd", 0x40, bytes.fromhex("0102030405060708"), sha1(b"said"))
+        assert found == (b"\xab\xcd", 0x40, bytes.fromhex("0102030405060708"), sha1(b"said"), b"")
     else:
         with pytest.raises(AuthenticationFailed, match="signature"):
             authentication.cda(icc, signature, UN)

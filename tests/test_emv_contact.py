@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +128,15 @@ def test_card_read() -> None:
     assert (card.aid, card.kernel, card.label, card.pan) == (VISA, 0, "VISA CREDIT", Pan(PAN))
     assert (card.cid, card.cryptogram, card.atc, card.cvm) == (0x80, CRYPTOGRAMS[0], 7, Cvm.NONE)
     assert PAN not in repr(card)
+
+
+def test_what_the_cardholder_reads() -> None:
+    """Language preference of the application that was selected (Book 4, 11.1), before it is asked for anything."""
+    told: list[Sequence[str]] = []
+    speaks = ChipCard(files={VISA: fci(VISA, None, tlv("5F2D", b"nlde"))})
+    insert(speaks, reads=told.append)
+    insert(ChipCard(), reads=told.append)
+    assert told == [("nl", "de")]
 
 
 @pytest.mark.parametrize("name", ["5A", "5F24", "8C", "8D"])
@@ -419,7 +428,11 @@ def test_velocity_needs_both_limits(absent: str) -> None:
 
 def test_the_rest_of_risk_management() -> None:
     assert found(insert(ChipCard(), inserted(terminal_floor=1250)).outcome)[0] == "0000008000"
-    assert found(insert(ChipCard(), inserted(terminal_floor=None)).outcome)[0] == "0000008000"
+    assert found(insert(ChipCard(), inserted(terminal_floor=0)).outcome)[0] == "0000008000"
+    assert found(insert(ChipCard(), inserted(terminal_floor=None)).outcome)[0] == "0000000000", "no such limit"
+    assert (
+        found(insert(ChipCard(), inserted(tags={0x9F1B: h("000004E2")}, terminal_floor=None)).outcome)[0][6:8] == "80"
+    )
     by_tag = inserted(tags={0x9F1B: h("000004E3")}, terminal_floor=None)
     assert found(insert(ChipCard(), by_tag).outcome)[0] == "0000000000"
     assert found(insert(ChipCard(), with_request=replace(request(), force_online=True)).outcome)[0] == "0000000800"

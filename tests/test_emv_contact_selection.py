@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from emv_rig import MASTERCARD, VISA, directory_entry, fci, pump, request, setup, tlv
 
-from terminal.emv import contact_selection
+from terminal.emv import contact_selection, selection
 from terminal.emv.apdu import Command, ContactLine, Exchange, Response
 from terminal.emv.configuration import CONTACT, Combination, Limits
-from terminal.emv.contact_selection import Candidate, activate, candidates, without_confirmation
+from terminal.emv.contact_selection import Candidate, activate, asked_of, candidates, without_confirmation
 from terminal.emv.records import CardFault
 
 VECTORS = Path(__file__).parents[2] / "shared" / "vectors" / "apdu_scripts_emv_utils.json"
@@ -71,6 +71,87 @@ def entry(name: bytes, priority: int | None = 1) -> bytes:
     return directory_entry(name, priority)
 
 
+# 12.4: what is asked of the cardholder
+
+
+class Holder:
+    """Takes what it is told to, and keeps the questions."""
+
+    def __init__(self, number: int | None = 0, *, agrees: bool = True) -> None:
+        self._number, self._agrees = number, agrees
+        self.asked: list[str] = []
+
+    def choose(self, offered: Sequence[Candidate]) -> Candidate | None:
+        self.asked.append("choose " + ", ".join(each.name for each in offered))
+        return None if self._number is None else offered[self._number]
+
+    def confirm(self, offered: Candidate) -> bool:
+        self.asked.append(f"confirm {offered.name}")
+        return self._agrees
+
+
+def offered(label: str, *, confirm: bool = False) -> Candidate:
+    return Candidate(VISA, label.encode(), 1, confirm, ours())
+
+
+DEBIT, CREDIT = offered("DEBIT"), offered("CREDIT", confirm=True)
+
+
+@pytest.mark.parametrize(
+    ("remaining", "holder", "taken", "asked"),
+    [
+        ((DEBIT, CREDIT), Holder(1), CREDIT, ["choose DEBIT, CREDIT"]),
+        ((DEBIT, CREDIT), Holder(None), None, ["choose DEBIT, CREDIT"]),
+        ((DEBIT,), Holder(), DEBIT, []),
+        ((CREDIT,), Holder(), CREDIT, ["confirm CREDIT"]),
+        ((CREDIT,), Holder(agrees=False), None, ["confirm CREDIT"]),
+        ((), Holder(), None, []),
+    ],
+)
+def test_what_the_cardholder_is_asked(
+    remaining: Sequence[Candidate], holder: Holder, taken: Candidate | None, asked: list[str]
+) -> None:
+    assert asked_of(holder)(remaining) is taken
+    assert holder.asked == asked
+
+
+def test_a_label_is_made_fit_for_a_screen() -> None:
+    assert offered("A\x00B\u00e9" + "C" * 20).name == "AB" + "C" * 11
+
+
+def test_who_cannot_ask_takes_what_needs_no_answer() -> None:
+    assert without_confirmation((CREDIT, DEBIT)) is DEBIT
+    assert without_confirmation((CREDIT,)) is None
+
+
+# Book 4, 11.1: language
+
+
+def test_the_directory_says_which_language_a_choice_is_offered_in() -> None:
+    told: list[Sequence[str]] = []
+    named = tlv("6F", tlv("84", PSE), tlv("A5", tlv("88", b"\x01"), tlv("5F2D", b"nlen")))
+    pump(candidates(setup(ours()), request(), told.append), Chip({PSE: named}, [tlv("70", entry(VISA))]))
+    pump(candidates(setup(ours()), request(), told.append), Chip({PSE: PSE_FCI}, [tlv("70", entry(VISA))]))
+    assert told == [("nl", "en")]
+
+
+@pytest.mark.parametrize(
+    ("preference", "languages", "screen"),
+    [
+        (b"deen", ("de", "en"), "de"),
+        (b"nlDE", ("nl", "de"), "de"),
+        (b"nlfr", ("nl", "fr"), None),
+        (b"", (), None),
+        (b"d", (), None),
+        (b"\xffe12de", ("de",), "de"),
+        (b"enenen", ("en",), "en"),
+    ],
+)
+def test_the_first_language_that_both_know(preference: bytes, languages: tuple[str, ...], screen: str | None) -> None:
+    assert selection.languages(preference) == languages
+    assert selection.language(languages, {"en", "de"}) == screen
+
+
 # 12.3.2: PSE
 
 
@@ -90,14 +171,25 @@ def test_priority(priorities: tuple[int | None, int | None], order: list[int]) -
     assert [each.adf_name for each in listed(Chip({PSE: PSE_FCI}, records))] == [both[at] for at in order]
 
 
-def test_without_priority_the_terminal_has_its_own_order() -> None:
+def test_without_priority_the_card_has_the_order() -> None:
+    """Book 1, 12.4: as they were met, whatever stands first in the terminal's list."""
     records = [tlv("70", entry(VISA, None), entry(MASTERCARD, None), entry(MASTERCARD + b"\x01", 9))]
     mastercard, visa = (MASTERCARD.hex().upper(), VISA.hex().upper())
-    for combinations, order in [
-        ((ours(), ours(MASTERCARD)), [f"{mastercard}01", visa, mastercard]),
-        ((ours(MASTERCARD), ours()), [f"{mastercard}01", mastercard, visa]),
-    ]:
-        assert names(listed(Chip({PSE: PSE_FCI}, records), *combinations)) == order
+    for combinations in ((ours(), ours(MASTERCARD)), (ours(MASTERCARD), ours())):
+        assert names(listed(Chip({PSE: PSE_FCI}, records), *combinations)) == [f"{mastercard}01", visa, mastercard]
+
+
+def test_an_exact_name_is_not_asked_for_again() -> None:
+    """What an AID that must fit exactly brings up is another entry's business, and so is the next occurrence."""
+    card = Chip({PSE: 0x6A82, VISA_5: [fci(VISA), fci(VISA + b"\x01")], VISA: fci(VISA)})
+    assert names(listed(card, ours(VISA_5, partial=False), ours(VISA))) == [VISA.hex().upper()]
+    assert [sent[:4] for sent in card.sent] == ["A400"] * 3
+
+
+def test_blocked_without_a_word() -> None:
+    """T=0 may say 6283 and nothing else."""
+    with pytest.raises(CardFault, match="application_blocked"):
+        listed(Chip({PSE: 0x6A82, VISA: 0x6283}))
 
 
 def test_confirmation() -> None:
@@ -317,9 +409,9 @@ def test_published_blocked_cards() -> None:
 @needs_vectors
 def test_published_priorities() -> None:
     card = Recorded(case("test_sorted_app_priority")["apdus"])
-    rids = [bytes.fromhex(f"A0000000{rid}10") for rid in ("03", "04", "05")]
+    rids = [bytes.fromhex(f"A0000000{rid}10") for rid in ("03", "04")]
     found = over_contact(candidates(setup(*map(ours, rids)), request()), card)
-    assert [candidate.label for candidate in found] == [f"APP {number}".encode() for number in range(1, 9)]
+    assert [candidate.label for candidate in found] == [f"APP {number}".encode() for number in range(1, 8)]
     assert card.at_end()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -15,10 +16,14 @@ from hypothesis import strategies as st
 
 from terminal import config, emvsetup, money
 from terminal.emv import atr
-from terminal.emv.authentication import CaKeyError, CaKeys
+from terminal.emv.authentication import CaKeyError, CaKeys, RevokedCertificate
+from terminal.emv.configuration import RandomSelection, Setup
 from terminal.emv.describe import bits, iso, values
 from terminal.emv.describe.names import COMMON, KERNEL_2, KERNEL_3
 from terminal.emv.describe.values import Context, Unfit
+from terminal.emv.exception_file import ExceptionFile
+from terminal.emv.outcome import Pan
+from terminal.emv.risk import excepted
 from terminal.emv.tags import ActionCode, Format, Kernel2Tag, Kernel3Tag, Source, Tag, lookup
 from terminal.emv_keys import Use, published
 
@@ -287,6 +292,9 @@ def test_an_altered_key_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 # The example configuration
 
+REVOKED = '[[revoked]]\nrid = "A000000003"\nindex = "92"\nserial = "00A1B2"\n'
+JPY = '\n[limits.JPY]\ntransaction = "50000"\noffline_transaction = "4000"\noffline_sum = "10000"\n'
+
 
 def _uncommented() -> str:
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
@@ -304,9 +312,11 @@ def test_the_example_configuration_is_right(tmp_path: Path) -> None:
 
 def test_the_example_shows_every_setting_and_its_default(tmp_path: Path) -> None:
     path = tmp_path / "payterm.toml"
-    path.write_text(_uncommented(), encoding="utf-8")
+    (tmp_path / "revoked.toml").write_text(REVOKED, encoding="utf-8")
+    text = _uncommented().replace("/etc/payterm/revoked.toml", "revoked.toml") + JPY
+    path.write_text(text, encoding="utf-8")
     whole = config.load(path)
-    emvsetup.build(whole)
+    assert len(emvsetup.build(whole).revoked) == 1
     written = tomllib.loads(_uncommented())
     shown = {name: table[0] if isinstance(table, list) else table for name, table in written.items()}
     shown["limits"] = written["limits"]["EUR"]
@@ -315,7 +325,7 @@ def test_the_example_shows_every_setting_and_its_default(tmp_path: Path) -> None
         "ledger": config.LedgerSection, "retention": config.RetentionSection, "socket": config.SocketSection,
         "reader": config.ReaderSection, "contact": config.ContactSection, "display": config.DisplaySection,
         "pins": config.PinsSection, "sale": config.SaleSection, "sync": config.SyncSection,
-        "aids": config.AidSection, "ca_keys": config.CaKeySection,
+        "emv": config.EmvSection, "aids": config.AidSection, "ca_keys": config.CaKeySection,
     }  # fmt: skip
     assert set(shown) == set(config.Config.__struct_fields__)
     for name, section in sections.items():
@@ -323,6 +333,145 @@ def test_the_example_shows_every_setting_and_its_default(tmp_path: Path) -> None
     bare = tmp_path / "bare.toml"
     bare.write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
     defaults = config.load(bare)
+    assert set(written["aids"][0]["limits"]["JPY"]) == set(config.AidLimitsSection.__struct_fields__)
     for name in ("reader", "display", "sale", "retention"):
         assert getattr(whole, name) == getattr(defaults, name), name
     assert whole.pins == config.PinsSection()
+
+
+# What is trusted, and what is refused
+
+
+def configured(tmp_path: Path, text: str) -> config.Config:
+    path = tmp_path / "payterm.toml"
+    path.write_text(EXAMPLE.read_text(encoding="utf-8").replace("[emv]\n", f"[emv]\n{text}\n", 1), encoding="utf-8")
+    return config.load(path)
+
+
+@pytest.mark.parametrize(("word", "trusted"), [("none", None), ("test", Use.TEST), ("live", Use.LIVE)])
+def test_published_keys_are_trusted_only_if_it_is_said(tmp_path: Path, word: str, trusted: Use | None) -> None:
+    setup = emvsetup.build(configured(tmp_path, f'published_ca_keys = "{word}"'))
+    assert tuple(setup.ca_keys) == (published(trusted) if trusted else ())
+    assert len(emvsetup.build(configured(tmp_path, "")).ca_keys) == 0
+    with pytest.raises(config.ConfigError, match="published_ca_keys"):
+        configured(tmp_path, 'published_ca_keys = "all"')
+
+
+def test_a_key_of_ones_own_may_be_published_too(tmp_path: Path) -> None:
+    key = published(Use.LIVE)[0]
+    table = (
+        f'[[ca_keys]]\nrid = "{key.rid.hex()}"\nindex = "{key.index:02X}"\nmodulus = "{key.modulus.hex()}"\n'
+        f'exponent = "{key.exponent.hex()}"\n'
+    )
+    path = tmp_path / "payterm.toml"
+    text = EXAMPLE.read_text(encoding="utf-8").replace("[emv]\n", '[emv]\npublished_ca_keys = "live"\n', 1)
+    path.write_text(f"{text}\n{table}", encoding="utf-8")
+    assert len(emvsetup.build(config.load(path)).ca_keys) == len(published(Use.LIVE))
+    path.write_text(f"{text}\n{table.replace(key.modulus.hex(), 'AA' * 128)}", encoding="utf-8")
+    with pytest.raises(config.ConfigError, match="two different"):
+        emvsetup.build(config.load(path))
+
+
+def test_withdrawn_certificates_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "revoked.toml").write_text(REVOKED, encoding="utf-8")
+    setup = emvsetup.build(configured(tmp_path, 'revoked = "revoked.toml"'))
+    assert setup.revoked == {RevokedCertificate(bytes.fromhex("A000000003"), 0x92, bytes.fromhex("00A1B2"))}
+
+
+@pytest.mark.parametrize("text", [None, "[[", "", REVOKED.replace("00A1B2", "00A1"), REVOKED + 'reason = "x"\n'])
+def test_a_revocation_list_that_cannot_be_read_starts_nothing(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "revoked.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(config.ConfigError, match="revocation list"):
+        emvsetup.build(configured(tmp_path, 'revoked = "revoked.toml"'))
+
+
+CARD, OTHER = Pan("4000001234567899"), Pan("4000001234567881")
+
+
+def with_exceptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> Setup:
+    keys = tmp_path / "credentials"
+    keys.mkdir(exist_ok=True)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(keys))
+    if text is not None:
+        (keys / emvsetup.EXCEPTIONS).write_text(text, encoding="utf-8")
+    return emvsetup.build(configured(tmp_path, "exceptions = true"))
+
+
+def test_the_exception_list_is_a_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = with_exceptions(tmp_path, monkeypatch, f"# stolen\n\n{CARD.digits}  # yesterday\n{OTHER.digits} 1\n")
+    on_it = [(CARD, b"\x01"), (CARD, b""), (OTHER, b"\x01"), (OTHER, b"\x02"), (OTHER, b""), (Pan("4000"), b"")]
+    assert [excepted(setup, pan, psn) for pan, psn in on_it] == [True, True, True, False, False, False]
+
+
+def test_no_card_number_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the number nor a hash that would be the same tomorrow, or on the next terminal."""
+    setups = [with_exceptions(tmp_path, monkeypatch, CARD.digits) for _ in range(2)]
+    files = [setup.exceptions for setup in setups]
+    assert all(isinstance(file, ExceptionFile) for file in files)
+    stored = [pickle.dumps([getattr(file, name) for name in ExceptionFile.__slots__]) for file in files]
+    assert stored[0] != stored[1]
+    assert not any(CARD.digits.encode() in each or bytes.fromhex(CARD.digits) in each for each in stored)
+    assert repr(files[0]) == "ExceptionFile(1 cards)"
+
+
+@pytest.mark.parametrize("text", [None, "400000123456789x", "4000001", f"{CARD.digits} 123", f"{CARD.digits} 1 2"])
+def test_an_exception_list_that_cannot_be_read_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    with pytest.raises(config.ConfigError, match="exception list") as caught:
+        with_exceptions(tmp_path, monkeypatch, text)
+    assert "4000001" not in str(caught.value), "the message names the line and quotes none"
+
+
+def test_an_exception_list_is_asked_for_only_if_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert not excepted(emvsetup.build(configured(tmp_path, "")), CARD, b"")
+    assert not excepted(emvsetup.build(configured(tmp_path, "exceptions = true")), CARD, b""), "a check has no keys"
+
+
+# Applications
+
+
+def test_what_an_application_is_taken_with(tmp_path: Path) -> None:
+    path = tmp_path / "payterm.toml"
+    table = """
+[[aids]]
+aid = "A0000000041010"
+kernel = 0
+partial = false
+transaction_types = ["00", "20"]
+random = { threshold = 2000, target_percent = 5, max_target_percent = 20 }
+terminal_floor = 5000
+tags = { 9F49 = "9F3704", DF8121 = "0000008000" }
+[aids.limits.JPY]
+terminal_floor = 700
+"""
+    path.write_text(EXAMPLE.read_text(encoding="utf-8") + JPY + table, encoding="utf-8")
+    setup = emvsetup.build(config.load(path))
+    (found,) = setup.combinations
+    assert (found.partial, found.limits.transaction_types) == (False, {0x00, 0x20})
+    assert found.limits.random == RandomSelection(2000, 5, 20)
+    assert found.tags == {0x9F49: bytes.fromhex("9F3704"), 0xDF8121: bytes.fromhex("0000008000")}
+    (yen,) = setup.in_currency("JPY").combinations
+    assert (found.limits.terminal_floor, yen.limits.terminal_floor, yen.limits.random) == (5000, 700, None)
+    assert yen.limits.cvm_required == 0, "strict where nothing is said"
+    assert setup.in_currency("EUR").combinations == setup.combinations
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "random = { threshold = 0, target_percent = 30, max_target_percent = 20 }",
+        'tags = { 9F1B = "00" }',
+        'tags = { 9G = "00" }',
+        'transaction_types = ["0"]',
+        "limits = { JPY = { terminal_floor = 1 } }",
+    ],
+)
+def test_an_application_that_cannot_be(tmp_path: Path, setting: str) -> None:
+    path = tmp_path / "payterm.toml"
+    table = f'\n[[aids]]\naid = "A0000000041010"\nkernel = 0\n{setting}\n'
+    path.write_text(EXAMPLE.read_text(encoding="utf-8") + table, encoding="utf-8")
+    with pytest.raises(config.ConfigError, match="Nothing was started"):
+        emvsetup.build(config.load(path))

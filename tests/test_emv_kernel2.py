@@ -23,8 +23,9 @@ from emv_rig import (
     tlv,
 )
 
-from terminal.emv.apdu import Command, Response
-from terminal.emv.configuration import Combination, ConfigurationError, Limits
+from terminal.emv import entry_point
+from terminal.emv.apdu import CardRemoved, Command, Response
+from terminal.emv.configuration import Combination, ConfigurationError, Environment, Limits
 from terminal.emv.outcome import (
     Approved,
     CardRead,
@@ -166,7 +167,9 @@ def test_a_command_that_is_refused(ins: int, sw: int, outcome: Outcome) -> None:
 
 
 def test_mag_stripe_cards_are_not_taken() -> None:
-    assert tap(card("1900")).outcome == EndApplication("mag_stripe_only")
+    insert = EndApplication("mag_stripe_only", UiRequest(MessageId.INSERT_CARD, Status.PROCESSING_ERROR))
+    assert tap(card("1900")).outcome == insert
+    assert tap(tags={0xDF811B: h("E0")}).outcome == insert  # a reader that is not to use EMV mode
 
 
 @pytest.mark.parametrize("name", ["5A", "5F24", "8C"])
@@ -387,10 +390,25 @@ def test_what_a_phone_wants(interaction: str, message: MessageId | None, kind: s
     if message is None:
         assert isinstance(outcome, Approved | TryAnotherInterface)
     else:
-        assert outcome == TryAgain("confirm_on_phone", UiRequest(message, Status.NOT_READY, hold_ms=1300))
+        assert outcome == EndApplication(
+            "confirm_on_phone",
+            UiRequest(message, Status.NOT_READY, hold_ms=1300),
+            restart=UiRequest(message, Status.READY_TO_READ),
+        )
         slow = tap(chip, {0xDF812D: h("000030")}).outcome
-        assert isinstance(slow, TryAgain)
+        assert isinstance(slow, EndApplication)
         assert slow.ui.hold_ms == 3000
+
+
+def test_the_phone_message_table_may_be_another() -> None:
+    chip = card(answer_objects={"DF4B": h("000002")})
+    table = h("000008 000008 20 00  000002 000002 21 02  000000 000000 07 00")
+    outcome = tap(chip, {0xDF8131: table}).outcome
+    assert isinstance(outcome, EndApplication)
+    assert outcome.ui == UiRequest(MessageId.PRESENT_AGAIN, Status.READY_TO_READ, hold_ms=1300)
+    for wrong in (table[:-1], h("0000020000020000")[:7] + b"\x09", h("000002000002 F1 00")):
+        with pytest.raises(ConfigurationError, match="DF8131"):
+            tap(chip, {0xDF8131: wrong})
 
 
 # CDA
@@ -455,3 +473,263 @@ def test_a_card_that_leaves() -> None:
     total = len(tap().commands)
     outcomes = [tap(removed_at=at).outcome for at in range(total)]
     assert outcomes == [TryAgain("card_lost")] * (total - 1) + [Torn("card_lost")]
+
+
+# A reader that knows mag-stripe mode
+
+
+@pytest.mark.parametrize(("configuration", "records"), [("A0", 5), ("20", 4)])
+def test_the_record_of_mag_stripe_mode_is_skipped(configuration: str, records: int) -> None:
+    """With the bit "mag-stripe mode not supported" it is read like any other. (What stands in it is then missing.)"""
+    result = tap(tags={0xDF811B: h(configuration)})
+    assert [command.ins for command in result.commands].count(0xB2) == records
+    assert result.outcome == EndApplication("missing_data") if records == 4 else isinstance(result.outcome, Approved)
+
+
+# Balance
+
+
+def balance_of(chip: ChipCard, *where: int) -> tuple[Attempt, list[int]]:
+    result = tap(chip, dict.fromkeys(where, b""))
+    return result, [command.ins for command in result.commands if command.ins in {0xCA, 0xAE}]
+
+
+def test_the_balance_is_read_before_and_after() -> None:
+    chip = card(changes={"9F5D": h("000200")}, data={"9F50": h("9F5006000000004200")})
+    result, order = balance_of(chip, 0xDF8104, 0xDF8105)
+    assert order == [0xCA, 0xAE, 0xCA]
+    assert isinstance(result.outcome, Approved)
+    assert result.outcome.ui.balance_minor == 4200
+    assert tag(result.outcome, 0xDF8105) == "000000004200"
+    assert balance_of(chip, 0xDF8105)[1] == [0xAE, 0xCA]
+    assert balance_of(chip)[1] == [0xAE]  # nobody asked
+
+
+@pytest.mark.parametrize("data", [None, "9F50", "9F500600000000420A", "9F5003000042", "9F5106000000004200"])
+def test_a_balance_that_cannot_be_had(data: str | None) -> None:
+    chip = card(changes={"9F5D": h("000200")}, data={"9F50": h(data)} if data else {})
+    outcome = balance_of(chip, 0xDF8105)[0].outcome
+    assert isinstance(outcome, Approved)
+    assert outcome.ui.balance_minor is None
+
+
+def test_a_card_that_does_not_offer_its_balance_is_not_asked() -> None:
+    assert balance_of(card(data={"9F50": h("9F5006000000004200")}), 0xDF8104, 0xDF8105)[1] == [0xAE]
+
+
+def test_a_card_that_leaves_while_its_balance_is_read() -> None:
+    chip = card(changes={"9F5D": h("000200")}, data={"9F50": h("9F5006000000004200")})
+    tags: dict[int, bytes | None] = {0xDF8104: b"", 0xDF8105: b""}
+    total = len(tap(chip, tags).commands)
+    assert tap(chip, tags, removed_at=total - 3).outcome == TryAgain("card_lost")  # before the cryptogram
+    assert isinstance(tap(chip, tags, removed_at=total - 1).outcome, Approved)  # and after it
+
+
+# Relay resistance
+
+RELAYING = "1981"  # AIP with relay resistance
+RESIST: dict[int, bytes | None] = {0xDF811B: h("B0")}
+TIMES = h("0010 0040 0018")  # 1.6 to 6.4 ms of processing, 2.4 ms for the answer on the air
+ON_THE_AIR_US = 1_800 + 2_400
+
+
+class Relaying(ChipCard):
+    """Answers the challenge after `lasts_us`, one after the other; signs what was said."""
+
+    lasts_us: tuple[int | None, ...] = (ON_THE_AIR_US + 2_000,)
+    times: bytes = TIMES
+    challenges: list[bytes]
+
+    def answer(self, command: Command) -> Response:
+        if command.ins != 0xEA:
+            return super().answer(command)
+        self.challenges = [*getattr(self, "challenges", []), command.data]
+        lasts_us = self.lasts_us[min(len(self.challenges), len(self.lasts_us)) - 1]
+        self.more_signed = command.data + h("CAFEF00D") + self.times
+        return Response(tlv("80", h("CAFEF00D") + self.times), 0x9000, lasts_us)
+
+
+def relaying(*lasts_us: int | None, times: bytes = TIMES, aip: str = RELAYING, **more: object) -> Relaying:
+    made: dict[str, object] = {"kinds": ("TC",), "pki": PKI, "changes": {"8C": CDOL1}, **more}
+    chip = Relaying(aip=h(aip), aid=MASTERCARD, pdol=h("9F33039F1D08"), **made)  # type: ignore[arg-type]
+    chip.times = times
+    if lasts_us:
+        chip.lasts_us = lasts_us
+    return chip
+
+
+@pytest.mark.parametrize(
+    ("beyond_us", "tvr", "attempts"),
+    [
+        ((2_000,), "0000000002", 1),
+        ((11_400,), "0000000002", 1),  # 6.4 ms and 5.0 ms of grace
+        ((11_500, 2_000), "0000000002", 2),
+        ((11_500, 11_500, 2_000), "0000000002", 3),
+        ((11_500, 11_500, 11_500), "0000000006", 3),
+        ((40_000,), "000000000E", 3),
+    ],
+)
+def test_how_long_the_card_took(beyond_us: tuple[int, ...], tvr: str, attempts: int) -> None:
+    chip = relaying(*(ON_THE_AIR_US + each for each in beyond_us))
+    outcome = tap(chip, {**RESIST, 0xDF8122: bytes(5)}).outcome
+    assert (tag(outcome, 0x95), len(chip.challenges)) == (tvr, attempts)
+    assert tag(outcome, 0xDF8307) == f"{attempts - 1:02X}"
+    assert card_of(outcome).oda == OdaResult(OdaStatus.OK, OdaMethod.CDA)  # what was said is signed
+
+
+def test_an_answer_that_comes_too_soon_was_not_computed() -> None:
+    quick = relaying(0, times=h("0040 0080 0018"))
+    assert tap(quick, RESIST).outcome == EndApplication("card_error")
+    assert isinstance(tap(relaying(None, times=h("0040 0080 0018")), RESIST).outcome, Approved)  # nobody measured
+
+
+@pytest.mark.parametrize(
+    ("estimate", "tvr"), [("000C", "02"), ("000B", "0A"), ("0030", "02"), ("0031", "0A"), ("0000", "0A")]
+)
+def test_card_and_terminal_should_agree_on_the_air(estimate: str, tvr: str) -> None:
+    chip = relaying(None, times=h("0010 0040" + estimate))
+    assert tag(tap(chip, RESIST).outcome, 0x95)[-2:] == tvr
+
+
+def test_what_was_said_must_be_signed() -> None:
+    class Liar(Relaying):
+        def answer(self, command: Command) -> Response:
+            response = super().answer(command)
+            if command.ins == 0xEA:
+                self.more_signed = command.data + h("CAFEF00D") + h("0010 0041 0018")
+            return response
+
+    liar = Liar(aip=h(RELAYING), aid=MASTERCARD, pdol=None, kinds=("TC",), pki=PKI, changes={"8C": CDOL1})
+    assert tap(liar, RESIST).outcome == EndApplication("oda_failed")
+
+
+@pytest.mark.parametrize(("aip", "configuration"), [(CDA_CARD, "B0"), (RELAYING, "A0")])
+def test_both_must_know_it(aip: str, configuration: str) -> None:
+    result = tap(card(aip), {0xDF811B: h(configuration)})
+    assert 0xEA not in [command.ins for command in result.commands]
+    assert tag(result.outcome, 0x95)[-2:] == "01"
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (Response(b"", 0x6985), "EndApplication card_error"),
+        (Response(tlv("80", bytes(9)), 0x9000), "EndApplication parse_error"),
+        (Response(tlv("77", bytes(10)), 0x9000), "EndApplication parse_error"),
+        (Response(b"", 0x9000), "EndApplication parse_error"),
+    ],
+)
+def test_an_answer_that_is_none(answer: Response, outcome: str) -> None:
+    class Odd(ChipCard):
+        def answer(self, command: Command) -> Response:
+            return answer if command.ins == 0xEA else super().answer(command)
+
+    odd = Odd(aip=h(RELAYING), aid=MASTERCARD, pdol=None, kinds=("TC",), pki=PKI, changes={"8C": CDOL1})
+    assert word(tap(odd, RESIST).outcome) == outcome
+
+
+def test_without_a_signature_track_2_tells_the_issuer() -> None:
+    """Key index, attempt, the card's entropy F00D in five digits, and 20 for 2 ms in three."""
+    chip = relaying(
+        ON_THE_AIR_US + 2_000, aip="1881", changes={"8C": CDOL1, "8F": b"\x05", "57": h(f"{PAN}D30122010000012345")}
+    )
+    outcome = tap(chip, {**RESIST, 0xDF8121: bytes(5)}).outcome
+    assert tag(outcome, 0x57) == f"{PAN}D3012201" + "50" + f"{0xF00D:05d}" + "020" + "000F"
+
+
+# A card that was torn away
+
+
+class Recovering(ChipCard):
+    """Leaves during its first GENERATE AC, and gives what it computed then when it is asked to."""
+
+    forgets: bool = False
+    commands: list[Command]
+    _lost: Response | None = None
+
+    def answer(self, command: Command) -> Response:
+        self.commands = [*getattr(self, "commands", []), command]
+        if command.ins == 0xD0:
+            return Response(b"", 0x6985) if self.forgets or self._lost is None else self._lost
+        if command.ins == 0xAE:
+            self.unpredictable_number = command.data[25:29]  # where CDOL1 has it
+        response = super().answer(command)
+        if command.ins == 0xAE and self._lost is None:
+            self._lost = response
+        return response
+
+
+DRDOL = "9F0206 9F3704"
+REMEMBER: dict[int, bytes | None] = {0xDF811D: b"\x01"}
+
+
+def recovering(**more: object) -> Recovering:
+    changes = {"8C": CDOL1, "9F51": h(DRDOL), **more}
+    return Recovering(aip=h(CDA_CARD), aid=MASTERCARD, pdol=h("9F3704"), kinds=("TC",), pki=PKI, changes=changes)  # type: ignore[arg-type]
+
+
+def taps(chips: list[Recovering], tags: Mapping[int, bytes | None] = REMEMBER) -> list[Outcome]:
+    """Each is presented in turn in one sale; the first leaves with its GENERATE AC done and not received."""
+    numbers = iter(bytes((0x10 + n,)) * 4 for n in range(9))
+    merged = {tag: value for tag, value in {**TAGS, **tags}.items() if value is not None}
+    with_setup = setup(Combination(MASTERCARD, 2, Limits(), merged), pki=PKI)
+    lent = Environment(unpredictable_number=lambda: next(numbers), notify=lambda _: None)
+    outcomes = []
+    for at, chip in enumerate(chips):
+        lost = at == 0
+
+        exchange = entry_point.run(with_setup, request(1250), lent)
+        try:
+            command = next(exchange)
+            while True:
+                response = chip.answer(command)
+                command = exchange.throw(CardRemoved()) if lost and command.ins == 0xAE else exchange.send(response)
+        except StopIteration as stop:
+            outcomes.append(stop.value)
+    return outcomes
+
+
+def test_a_cryptogram_lost_on_the_air_is_recovered() -> None:
+    chip = recovering()
+    torn, outcome = taps([chip, chip])
+    assert torn == Torn("card_lost")
+    assert isinstance(outcome, Approved)
+    (asked_again,) = [command for command in chip.commands if command.ins == 0xD0]
+    assert asked_again.encode() == h("80D00000 0A 000000001250 10101010 00")  # what was said then, not what is said now
+    assert [command.ins for command in chip.commands].count(0xAE) == 1  # one cryptogram, one count
+    assert card_of(outcome).oda == OdaResult(OdaStatus.OK, OdaMethod.CDA)
+    assert (tag(outcome, 0x9F37), card_of(outcome).cryptogram) == ("10101010", CRYPTOGRAMS[0])
+
+
+def test_a_card_that_has_forgotten_computes_another_one() -> None:
+    chip = recovering()
+    chip.forgets = True
+    outcome = taps([chip, chip])[1]
+    assert isinstance(outcome, Approved)
+    assert tag(outcome, 0x9F37) == "11111111"
+    assert [command.ins for command in chip.commands if command.ins >= 0xAE][-3:] == [0xB2, 0xD0, 0xAE]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "tags"),
+    [
+        ({}, {}, {}),  # the reader keeps nothing
+        ({"9F51": None}, {"9F51": None}, REMEMBER),
+        ({}, {"5F34": b"\x02"}, REMEMBER),  # another card
+        ({}, {"5A": h("5413330089010434")}, REMEMBER),
+    ],
+)
+def test_when_there_is_nothing_to_recover(
+    first: dict[str, bytes | None], second: dict[str, bytes | None], tags: dict[int, bytes | None]
+) -> None:
+    chips = [recovering(**first), recovering(**second)]
+    taps(chips, tags)
+    assert 0xD0 not in [command.ins for command in chips[1].commands]
+
+
+def test_what_is_recovered_must_be_right() -> None:
+    chip, other = recovering(), recovering()
+    taps([other])
+    taps([chip])
+    chip._lost = Response(other._lost.data[:-1] + b"\x00", 0x9000) if other._lost else None
+    assert word(taps([chip, chip])[1]) in {"EndApplication oda_failed", "EndApplication parse_error"}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from terminal.emv import decision, risk
 from terminal.emv.configuration import ConfigurationError, RandomSelection
 from terminal.emv.decision import ActionCodes, AcType, Reach
+from terminal.emv.outcome import Pan
+from terminal.emv.recent import AGE_MAX_MS, CARDS_MAX, RecentSales
 from terminal.emv.results import Aip, Tsi, Tvr
 from terminal.emv.tags import ActionCode, Tag
+from terminal.money import EUR, JPY, Amount
 
+CARD = Pan("4000001234567899")
 LOWER, UPPER, NEW = Tvr.LOWER_OFFLINE_LIMIT_EXCEEDED, Tvr.UPPER_OFFLINE_LIMIT_EXCEEDED, Tvr.NEW_CARD
 
 
@@ -22,6 +28,12 @@ LOWER, UPPER, NEW = Tvr.LOWER_OFFLINE_LIMIT_EXCEEDED, Tvr.UPPER_OFFLINE_LIMIT_EX
 )
 def test_floor_limit(amount: int, earlier: int, exceeded: bool) -> None:
     assert risk.floor_limit(amount, earlier, 5000) == (Tvr.FLOOR_LIMIT_EXCEEDED if exceeded else Tvr.NONE)
+
+
+def test_no_floor_limit_is_never_reached() -> None:
+    assert risk.floor_limit(999_999, 999_999, None) == Tvr.NONE
+    chance = RandomSelection(threshold=0, target_percent=20, max_target_percent=80)
+    assert [bool(risk.random_selection(999_999, None, chance, number)) for number in (20, 21)] == [True, False]
 
 
 def test_a_floor_limit_of_zero_is_always_reached() -> None:
@@ -181,3 +193,35 @@ def test_aip() -> None:
         Aip.SDA | Aip.DDA | Aip.CVM | Aip.RISK_MANAGEMENT | Aip.ISSUER_AUTHENTICATION | Aip.ON_DEVICE_CVM | Aip.CDA
         | Aip.EMV_MODE
     )  # fmt: skip
+
+
+# 10.6.1: split sales
+
+
+def test_what_a_card_paid_last() -> None:
+    now = [0]
+    recent = RecentSales(bytes(32), lambda: now[0])
+    in_euro = recent.earlier_minor(EUR)
+    assert in_euro(CARD, b"\x01") == 0
+    recent.note(CARD, b"\x01", Amount(4000, EUR))
+    recent.note(CARD, b"\x01", Amount(900, EUR))
+    assert in_euro(CARD, b"\x01") == 900, "the latest, not the sum"
+    assert [in_euro(CARD, b"\x02"), in_euro(CARD, b""), in_euro(Pan("4000001234567881"), b"\x01")] == [0, 0, 0]
+    assert recent.earlier_minor(JPY)(CARD, b"\x01") == 0
+    now[0] = AGE_MAX_MS
+    assert in_euro(CARD, b"\x01") == 900
+    now[0] += 1
+    assert in_euro(CARD, b"\x01") == 0
+
+
+def test_what_is_remembered_is_bounded_and_names_no_card() -> None:
+    recent = RecentSales(b"k" * 32, lambda: 0)
+    pans = [Pan(f"400000{number:010d}") for number in range(CARDS_MAX + 1)]
+    for pan in pans[:-1]:
+        recent.note(pan, b"", Amount(1, EUR))
+    recent.note(pans[0], b"", Amount(2, EUR))  # the first is now the latest
+    recent.note(pans[-1], b"", Amount(3, EUR))
+    paid = recent.earlier_minor(EUR)
+    assert [paid(pans[at], b"") for at in (0, 1, 2, -1)] == [2, 0, 1, 3]
+    stored = pickle.dumps([getattr(recent, name) for name in RecentSales.__slots__ if name != "_now_ms"])
+    assert not any(pan.digits.encode() in stored for pan in pans)

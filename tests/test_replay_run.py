@@ -220,6 +220,33 @@ def test_both_cryptograms(kinds: tuple[str, ...], host: Any, end: tuple[str, str
     assert (answer["aid"], answer["kernel"], answer["tags"]["9F36"]) == (AID, None, hexed(ATC))
 
 
+def test_without_a_word_about_the_host_the_list_decides() -> None:
+    """It ends at the online request, or shows what came behind one that nobody answered."""
+    whole = conversation(lambda: ChipCard(kinds=("ARQC", "TC")), host=None)
+    silent = {key: value for key, value in whole.items() if key != "host"}
+    assert run.replay(decoded(silent))["outcome"] == "approved"
+    assert run.replay(decoded(silent | {"exchanges": whole["exchanges"][:-1]}))["outcome"] == "online_request"
+
+
+def test_unpredictable_numbers() -> None:
+    """One for each application that is started; the last one stays."""
+    both = directory(entry(AID + "01", 1), entry(AID + "02", 2))
+    refused = [(hexed(fci(bytes.fromhex(AID + number), bytes.fromhex("9F3704"))) + "9000") for number in ("01", "02")]
+    for numbers, second in ((["11111111", "22222222"], "22222222"), (["11111111"], "11111111"), ([], "00000000")):
+        first = numbers[0] if numbers else second
+        answer = replayed(
+            exchanges=said(
+                *both,
+                (FIRST, refused[0]),
+                (f"80A80000068304{first}", "6985"),
+                (SECOND, refused[1]),
+                (f"80A80000068304{second}", "6985"),
+            ),
+            unpredictable_numbers=numbers,
+        )
+        assert (answer["reason"], answer["mismatch"]) == ("not_accepted", None)
+
+
 def test_what_the_host_says_goes_to_the_card() -> None:
     host = {
         "8A": "3030",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +120,22 @@ def test_a_signature_over_something_else(method: str, changes: dict[str, Any]) -
     assert oda(method, **changes)["reason"] == "signature"
 
 
+def test_a_remainder_that_is_not_there_is_missing() -> None:
+    """Only where the certificate says that the key does not fit into it (Book 3, 7.5)."""
+    pki = Pki(ca=rsa_key("ca", 144), issuer=rsa_key("issuer", 144), icc=rsa_key("icc", 112))
+    assert oda("dda", pki)["result"] == "ok"
+    for tag in ("92", "9F48"):
+        answer = oda("dda", pki, card={tag: None})
+        assert (answer["reason"], answer["tvr"]) == ("missing_data", "2800000000"), tag
+
+
+def test_a_ddol_without_the_unpredictable_number_proves_nothing() -> None:
+    assert oda("dda", card={"9F49": "9F3704"})["result"] == "ok"
+    assert oda("dda", card={"9F49": "9F0206"})["reason"] == "signature"
+    with pytest.raises(UnusableFile, match="DDOL"):
+        oda("dda", card={"9F49": "9F"})
+
+
 def test_the_last_day_of_a_certificate() -> None:
     assert oda("dda", date="2030-12-31")["result"] == "ok"
 
@@ -188,6 +205,7 @@ def test_cardholder_verification(cvm_list: str, results: str, tvr: str) -> None:
 def test_no_cardholder_verification() -> None:
     assert risk("cardholder_verification", card={"82": "0000"})["tsi"] == "0000"
     assert risk("cardholder_verification", card={"82": "1000"})["tvr"] == "2000000000"
+    assert risk("cardholder_verification", card={"8E": "00" * 8 + "1F00"})["cvm_results"] == "1F0002"
     for card in ({}, {"82": "1000", "8E": "00" * 9}, {"82": "10"}):
         with pytest.raises(UnusableFile, match="card"):
             risk("cardholder_verification", card=card)
@@ -196,6 +214,8 @@ def test_no_cardholder_verification() -> None:
 @pytest.mark.parametrize(
     ("changes", "tvr"),
     [
+        ({}, "0000000000"),  # no floor limit at all
+        ({"limits": {"terminal_floor": 0}}, "0000008000"),
         ({"limits": {"terminal_floor": 1251}}, "0000000000"),
         ({"limits": {"terminal_floor": 1250}}, "0000008000"),
         ({"terminal": TERMINAL | {"9F1B": "000004E3"}}, "0000000000"),
@@ -246,3 +266,34 @@ def test_action_analysis(tvr: str, terminal_type: str, card: dict[str, str], dec
     assert (answer["decision"], answer["tvr"]) == (decision, tvr)
     refused = risk("action_analysis", tvr="0000008000", terminal=TERMINAL | {"DF8121": "0000008000"})
     assert refused["decision"] == "AAC"
+
+
+# What others wrote
+
+VECTORS = Path(__file__).parents[2] / "shared" / "vectors" / "oda_emv_utils.json"
+
+
+@pytest.mark.skipif(not VECTORS.exists(), reason="the published vectors are not beside this project")
+def test_published_certificates() -> None:
+    """1984 and 1408 bits. What the cards' own certificates are over is not published, so the chain ends there."""
+    for case in json.loads(VECTORS.read_text(encoding="utf-8"))["cases"]:
+        ca, expected = case["capk"], case["expected"]
+        card = {**case["icc_data"], "8F": ca["index"], "84": ca["rid"] + "1010"}
+        card |= {name.removeprefix("tag_"): case[name] for name in ("tag_90", "tag_9F46", "tag_9F4B")}
+        file = {
+            "method": "dda",
+            "date": "2022-05-06",
+            "capks": [{**{name: ca[name] for name in ("rid", "index", "modulus", "exponent")}, "checksum": None}],
+            "card": card,
+            "dynamic_data": case["ddol_data"],
+        }
+
+        def checked(file: dict[str, Any]) -> Any:
+            return steps.authenticate(formats.decode(json.dumps(file).encode(), formats.OdaFile, "it"))
+
+        answer = checked(file)
+        issuer = expected["issuer"][3] if "issuer" in expected else expected["issuer_modulus"]
+        assert (answer["reason"], answer["recovered"]["issuer_modulus"]) == ("icc_certificate", issuer)
+        assert checked(file | {"date": "2032-01-01"})["reason"] == "expired"
+        altered = card | {"90": card["90"][:-2] + f"{int(card['90'][-2:], 16) ^ 1:02X}"}
+        assert checked(file | {"card": altered})["reason"] == "issuer_certificate"

@@ -92,7 +92,7 @@ def _record(options: argparse.Namespace, hardware: HardwareFactory) -> int:
         with _card(config, hardware, options.interface) as channel:
             file = recording.record(
                 channel,
-                emvsetup.build(config),
+                emvsetup.build(config).in_currency(amount.currency.code),
                 Request(amount, now.date(), now.time()),
                 Environment(
                     unpredictable_number=lambda: secrets.token_bytes(4),

@@ -40,17 +40,18 @@ class Command(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A response APDU: data field and status words."""
+    """A response APDU: data field and status words; and how long the card took, if whoever sent it measured that."""
 
     data: bytes
     sw: int
+    elapsed_us: int | None = None
 
     @classmethod
-    def decode(cls, raw: bytes) -> Response:
+    def decode(cls, raw: bytes, elapsed_us: int | None = None) -> Response:
         """Split a raw answer. One too short to hold SW1 SW2 reads as SW 0000, which no step accepts."""
         if len(raw) < 2:
-            return cls(b"", 0)
-        return cls(raw[:-2], int.from_bytes(raw[-2:], "big"))
+            return cls(b"", 0, elapsed_us)
+        return cls(raw[:-2], int.from_bytes(raw[-2:], "big"), elapsed_us)
 
 
 Exchange: TypeAlias = Generator[Command, Response, T]

@@ -116,7 +116,8 @@ class CaKeys:
     def __init__(self, keys: Iterable[CaKey] = ()) -> None:
         self._keys: dict[tuple[bytes, int], CaKey] = {}
         for key in keys:
-            if self._keys.setdefault((key.rid, key.index), key) != key:
+            known = self._keys.setdefault((key.rid, key.index), key)
+            if (known.modulus, known.exponent) != (key.modulus, key.exponent):
                 raise CaKeyError(f"two different CA public keys {key.rid.hex().upper()}/{key.index:02X}: remove one")
 
     def __len__(self) -> int:
@@ -250,6 +251,7 @@ class SignedCryptogram(NamedTuple):
     cid: int
     cryptogram: bytes
     transaction_data_hash: bytes
+    more: bytes  # what a kernel of its own has signed besides
 
 
 def cda(icc: PublicKey, signature: bytes, unpredictable_number: bytes) -> SignedCryptogram:
@@ -261,7 +263,8 @@ def cda(icc: PublicKey, signature: bytes, unpredictable_number: bytes) -> Signed
     if len(rest) < 1 + _CRYPTOGRAM_BYTES + _HASH_BYTES:
         raise AuthenticationFailed("signature")
     hash_at = 1 + _CRYPTOGRAM_BYTES
-    return SignedCryptogram(number, rest[0], rest[1:hash_at], rest[hash_at : hash_at + _HASH_BYTES])
+    end = hash_at + _HASH_BYTES
+    return SignedCryptogram(number, rest[0], rest[1:hash_at], rest[hash_at:end], rest[end:])
 
 
 def _dynamic_number(dynamic_data: bytes) -> tuple[bytes, bytes]:
@@ -325,7 +328,7 @@ class _Certificate(NamedTuple):
     def recover(
         cls, signer: PublicKey, signed: bytes, kind: int, *, remainder: bytes, exponent: bytes, also_hashed: bytes = b""
     ) -> _Certificate | None:
-        """Tables 6 and 14 of Book 2: they differ in the width of the subject alone."""
+        """Tables 6 and 14 of Book 2: they differ in the width of the subject alone. Raises `AuthenticationFailed`."""
         plain = signer.recover(signed, kind)
         subject_end = 6 if kind == _ISSUER else 12
         field_at = subject_end + 9  # after expiry 2, serial 3, hash and key algorithm, key and exponent length
@@ -335,6 +338,8 @@ class _Certificate(NamedTuple):
         hash_algorithm, key_algorithm, key_size = plain[field_at - 4 : field_at - 1]
         if (hash_algorithm, key_algorithm) != (_SHA_1, _RSA) or exponent not in EXPONENTS:
             return None
+        if key_size > field_end - field_at and not remainder:
+            raise AuthenticationFailed("missing_data")  # the certificate says that there is one (Book 3, 7.5)
         if sha1(plain[1:field_end] + remainder + exponent + also_hashed) != plain[field_end:-1]:
             return None
         # The key stands in the field, padded with BB, or begins there and ends in the remainder.

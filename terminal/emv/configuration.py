@@ -7,21 +7,24 @@ Values only. Where settings come from, and which of them a merchant may change, 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
 from terminal.emv.authentication import CaKeys, RevokedCertificate, Trust
-from terminal.emv.outcome import Pan, UiRequest
+from terminal.emv.outcome import MessageId, Pan, Status, UiRequest
 from terminal.emv.progress import Watch
-from terminal.emv.tags import Format, Kernel3Tag, Source, Tag, lookup
+from terminal.emv.tags import Format, Kernel2Tag, Kernel3Tag, Source, Tag, lookup
+from terminal.emv.torn import TornRecords
 from terminal.money import Amount
 
 AID_BYTES_MIN: Final = 5
 AID_BYTES_MAX: Final = 16
 UNPREDICTABLE_NUMBER_BYTES: Final = 4
+PHONE_MESSAGE_BYTES: Final = 8  # mask 3, value 3, message 1, status 1
 CONTACT: Final = 0  # stands where a contactless kernel has its number
+_TEXT: Final = frozenset({Format.A, Format.AN, Format.ANS})
 CONTACTLESS_ENTRY_MODE: Final = b"\x07"  # 9F39: contactless, chip data (ISO 8583:1987, data element 22)
 
 
@@ -73,7 +76,8 @@ class Combination:
     Kernel `CONTACT` is for inserted cards alone. For an AID without such an entry contact takes a contactless one.
     `tags` holds what the terminal states for this application: 9F09, action codes DF8120 to DF8122, a default DDOL
     9F49 or TDOL 97, a kernel's DF81xx. `partial`: contact also takes card applications whose name only begins with
-    the AID (contactless always does).
+    the AID (contactless always does). `limits_elsewhere`: instead of `limits` for amounts in other currencies, by
+    ISO 4217 code (`Setup.in_currency`); one that is not named there has its minor units counted alike.
     """
 
     aid: bytes
@@ -81,6 +85,7 @@ class Combination:
     limits: Limits = Limits()
     tags: Mapping[int, bytes] = field(default_factory=lambda: MappingProxyType({}))
     partial: bool = True
+    limits_elsewhere: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         if not AID_BYTES_MIN <= len(self.aid) <= AID_BYTES_MAX:
@@ -88,6 +93,10 @@ class Combination:
         if self.ttq is not None and len(self.ttq) != Kernel3Tag.TTQ.length_max:
             raise ConfigurationError(f"AID {self.aid.hex().upper()}: the TTQ (9F66) must have 4 bytes")
         _check_objects(f"AID {self.aid.hex().upper()}", self.tags, self.kernel)
+        if not _readable(self.tags.get(Kernel2Tag.PHONE_MESSAGE_TABLE, b"")):
+            raise ConfigurationError(
+                f"AID {self.aid.hex().upper()}: tag DF8131 has rows of 8 bytes, with known messages"
+            )
 
     @property
     def ttq(self) -> bytes | None:
@@ -95,16 +104,21 @@ class Combination:
         return self.limits.ttq if self.limits.ttq is not None else self.tags.get(Kernel3Tag.TTQ)
 
 
+def _readable(phone_messages: bytes) -> bool:
+    rows = [phone_messages[at : at + PHONE_MESSAGE_BYTES] for at in range(0, len(phone_messages), PHONE_MESSAGE_BYTES)]
+    return all(len(row) == PHONE_MESSAGE_BYTES and row[6] in set(MessageId) and row[7] in set(Status) for row in rows)
+
+
 def _check_objects(whose: str, objects: Mapping[int, bytes], kernel: int | None = None) -> None:
     for tag, value in objects.items():
         definition = lookup(tag, kernel)
         if definition is None or definition.source is Source.CARD:
             continue  # a card's object, as a default DDOL: it is judged as the card's own would be
-        if not definition.length_min <= len(value) <= definition.length_max:
-            raise ConfigurationError(
-                f"{whose}: tag {tag:X} must have {definition.length_min} to {definition.length_max} bytes"
-            )
-        if definition.format is Format.N and not value.hex().isdecimal():
+        # Text decides nothing, and a data object list pads what is too short.
+        shortest = 0 if definition.format in _TEXT else definition.length_min
+        if not shortest <= len(value) <= definition.length_max:
+            raise ConfigurationError(f"{whose}: tag {tag:X} must have {shortest} to {definition.length_max} bytes")
+        if definition.format is Format.N and value and not value.hex().isdecimal():
             raise ConfigurationError(f"{whose}: tag {tag:X} must be decimal digits")
 
 
@@ -127,10 +141,19 @@ class Setup:
     combinations: tuple[Combination, ...]
     ca_keys: CaKeys = field(default_factory=CaKeys)
     revoked: frozenset[RevokedCertificate] = frozenset()
-    exceptions: frozenset[ExceptionEntry] = field(default=frozenset(), repr=False)
+    exceptions: Container[ExceptionEntry] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         _check_objects("terminal", self.terminal)
+
+    def in_currency(self, code: str) -> Setup:
+        """The same terminal, with the limits that its applications have for amounts in this currency (ISO 4217)."""
+        return replace(
+            self,
+            combinations=tuple(
+                replace(each, limits=each.limits_elsewhere.get(code, each.limits)) for each in self.combinations
+            ),
+        )
 
     def trust(self, request: Request) -> Trust:
         return Trust(self.ca_keys, self.revoked, request.certificates_on or request.date)
@@ -162,6 +185,10 @@ def _nothing_earlier(pan: Pan, psn: bytes) -> int:
     return 0
 
 
+def _nobody_reads(languages: Sequence[str]) -> None:
+    """The terminal's own language stays."""
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What the outside lends to a kernel: chance, a screen, a memory, an eye. None of them may block."""
@@ -171,6 +198,15 @@ class Environment:
     random_percent: Callable[[], int] | None = None  # 1 to 99, evenly; None: no transaction is selected at random
     earlier_minor: Callable[[Pan, bytes], int] = _nothing_earlier  # what this PAN and PSN paid here last, or 0
     watch: Watch = field(default_factory=Watch)
+    reads: Callable[[Sequence[str]], None] = _nobody_reads  # told the cardholder's languages, best first, once known
+    torn: TornRecords = field(default_factory=TornRecords)  # of this sale's earlier presentations
+
+    def new_unpredictable_number(self) -> bytes:
+        """Raises `ConfigurationError`."""
+        number = self.unpredictable_number()
+        if len(number) != UNPREDICTABLE_NUMBER_BYTES:
+            raise ConfigurationError("the source of unpredictable numbers must give 4 bytes: no card was charged")
+        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +237,7 @@ def transaction_objects(
     setup: Setup, request: Request, environment: Environment, activation: Activation
 ) -> dict[int, bytes]:
     """Every data object that the terminal states, with a fresh unpredictable number. Raises `ConfigurationError`."""
-    unpredictable_number = environment.unpredictable_number()
-    if len(unpredictable_number) != UNPREDICTABLE_NUMBER_BYTES:
-        raise ConfigurationError("the source of unpredictable numbers must give 4 bytes: no card was charged")
+    unpredictable_number = environment.new_unpredictable_number()
     currency = request.amount.currency
     objects: dict[int, bytes] = {
         **_stated_by_terminal(setup.terminal),

@@ -26,16 +26,16 @@ parse_error, missing_data, duplicate_data for a second GENERATE AC that went wro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Final
 
 from terminal.emv import authentication, cardholder, decision, dol, restrictions, risk, scripts, selection, tlv
 from terminal.emv.apdu import CardRemoved, Command, ContactLine, Exchange, transceive
 from terminal.emv.authentication import AuthenticationFailed
 from terminal.emv.configuration import CONTACT, Activation, Environment, Request, Setup, transaction_objects
 from terminal.emv.contact_selection import (
-    Candidate,
+    Choose,
     activation,
     candidates,
     final_select,
@@ -68,8 +68,6 @@ from terminal.emv.tags import Tag
 from terminal.emv.tlv import TlvError
 from terminal.emv.transaction import Transaction
 
-Choose: TypeAlias = Callable[[Sequence[Candidate]], Candidate | None]
-
 ENTRY_MODE: Final = b"\x05"  # 9F39: contact, chip data (ISO 8583:1987, data element 22)
 _APPROVALS: Final = frozenset({b"00", b"10", b"11"})  # authorisation response codes 8A that mean yes
 _MANDATORY: Final = (Tag.PAN, Tag.EXPIRATION_DATE, Tag.CDOL1, Tag.CDOL2)
@@ -84,8 +82,8 @@ def run(
 ) -> Exchange[Outcome]:
     """One transaction with the inserted card. Raises nothing that a card could cause.
 
-    `choose` takes one of the candidates that are left, best first, or None to give up. `line`: how the card is spoken
-    to, where that is known.
+    `choose` takes one of the candidates that are left, best first, or None to give up; it may take its time.
+    `line`: how the card is spoken to, where that is known.
     """
     line = line or ContactLine()
     return (yield from line.carry(_run(setup, request, environment, choose, line)))
@@ -118,7 +116,7 @@ def _open(
 ) -> Exchange[Transaction | EndApplication]:
     """Select applications until one lets itself be started, and read it (Book 1, 12; Book 3, 10.1 and 10.2)."""
     reason = "no_common_application"
-    remaining = list((yield from candidates(setup, request)))
+    remaining = list((yield from candidates(setup, request, environment.reads)))
     environment.watch.candidates([candidate.listed() for candidate in remaining])
     while (candidate := choose(tuple(remaining))) is not None:
         remaining.remove(candidate)
@@ -150,6 +148,8 @@ def _begin(setup: Setup, request: Request, environment: Environment, activation:
         terminal[Tag.POS_ENTRY_MODE] = ENTRY_MODE
     transaction = Transaction(setup, request, environment, activation, CONTACT, card, terminal)
     card.receive(selection.application(activation.fci))
+    if preferred := selection.languages(card.get(Tag.LANGUAGE_PREFERENCE, b"")):
+        environment.reads(preferred)
     environment.watch.step(Step.SELECTION, transaction)
     return transaction
 
@@ -179,8 +179,7 @@ def _examine(transaction: Transaction) -> Exchange[None]:
     transaction.note(restrictions.check(transaction.objects))
     _verify_cardholder(transaction)
     yield from _manage_risk(transaction)
-    asks_for_hash = any(entry.tag == Tag.TC_HASH for entry in dol.entries(transaction.card[Tag.CDOL1]))
-    if asks_for_hash and Tag.TDOL not in transaction.card:
+    if dol.asks_for(transaction.card[Tag.CDOL1], Tag.TC_HASH) and Tag.TDOL not in transaction.card:
         transaction.note(Tvr.DEFAULT_TDOL_USED)
 
 
@@ -211,7 +210,7 @@ def _internal_authenticate(transaction: Transaction) -> Exchange[None]:
     card, key = transaction.card, transaction.icc_key
     transaction.icc_key = None  # it is for CDA that a key is kept
     ddol = card.get(Tag.DDOL) or transaction.default(Tag.DDOL) or b""
-    if key is None or all(entry.tag != Tag.UNPREDICTABLE_NUMBER for entry in dol.entries(ddol)):
+    if key is None or not dol.asks_for(ddol, Tag.UNPREDICTABLE_NUMBER):
         raise AuthenticationFailed("signature")  # a signature over nothing fresh proves nothing
     terminal_data = dol.build(ddol, transaction.objects)
     if len(terminal_data) > 0xFF:
@@ -240,14 +239,15 @@ def _verify_cardholder(transaction: Transaction) -> None:
 
 
 def _manage_risk(transaction: Transaction) -> Exchange[None]:
-    """Terminal risk management (Book 3, 10.6). Without a floor limit there is none below which to stay."""
+    """Terminal risk management (Book 3, 10.6)."""
+    floor = transaction.terminal.get(Tag.TERMINAL_FLOOR_LIMIT)
     found, counters = yield from risk.manage(
         transaction.setup,
         transaction.request,
         transaction.environment,
         transaction.card,
         pan=transaction.pan,
-        floor_minor=int.from_bytes(transaction.terminal.get(Tag.TERMINAL_FLOOR_LIMIT, b""), "big"),
+        floor_minor=None if floor is None else int.from_bytes(floor, "big"),
         selection=transaction.activation.combination.limits.random,
         reach=transaction.reach,
     )

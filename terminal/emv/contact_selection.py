@@ -1,24 +1,28 @@
 """Application selection on contact (EMV 4.4 Book 1, 12): which of the card's applications this terminal can run.
 
 The card's own directory (PSE) is asked first; a card without one, or whose directory holds nothing for us, is asked
-for each of the terminal's AIDs. Nobody is asked here which application to take: the best one wins, and one that
-demands the cardholder's confirmation is left out, because nobody could give it.
+for each of the terminal's AIDs. Which application to take is a question to whoever calls (`Choose`): a terminal that
+can ask answers with its `Cardholder` (`asked_of`); one that cannot takes the best, and leaves out what the cardholder
+would have to confirm (`without_confirmation`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 
 from terminal.emv import tlv
 from terminal.emv.apdu import Command, Exchange, Response, transceive
 from terminal.emv.configuration import CONTACT, Activation, Combination, Indicators, Request, Setup
 from terminal.emv.progress import Listed
 from terminal.emv.records import SFI_EMV_MAX, CardFault, read_record
-from terminal.emv.selection import DirectoryEntry, directory_entry, select
+from terminal.emv.selection import DirectoryEntry, application, directory_entry, languages, printable, select
 from terminal.emv.tags import Tag
 from terminal.emv.tlv import Node, TlvError
+
+Choose: TypeAlias = Callable[[Sequence["Candidate"]], "Candidate | None"]
+Reads: TypeAlias = Callable[[Sequence[str]], None]
 
 PSE: Final = b"1PAY.SYS.DDF01"
 DIRECTORY_RECORDS_MAX: Final = 32  # a card has a handful of applications, a record holds several
@@ -26,6 +30,8 @@ OCCURRENCES_MAX: Final = 16  # applications under one AID: more than this is a c
 CANDIDATES_MAX: Final = 32  # each may cost a SELECT and a GET PROCESSING OPTIONS
 
 _NEXT_OCCURRENCE: Final = 0x02  # P2 of SELECT
+_NO_PRIORITY: Final = 16  # behind all of the nibble's
+_SELECTED: Final = frozenset({0x90, 0x62, 0x63})  # SW1: selected, perhaps with a warning
 _FUNCTION_NOT_SUPPORTED, _RECORD_NOT_FOUND, _FILE_INVALIDATED = 0x6A81, 0x6A83, 0x6283
 
 
@@ -39,14 +45,20 @@ class Candidate:
     confirm: bool
     combination: Combination
 
+    @property
+    def name(self) -> str:
+        """What to call it on a screen."""
+        return printable(self.label)
+
     def listed(self) -> Listed:
         return Listed(self.adf_name, self.label, self.priority, self.confirm, None)
 
 
-def candidates(setup: Setup, request: Request) -> Exchange[tuple[Candidate, ...]]:
+def candidates(setup: Setup, request: Request, reads: Reads | None = None) -> Exchange[tuple[Candidate, ...]]:
     """The candidate list, best first (Book 1, 12.3 and 12.4).
 
-    Equal priorities stand in the card's order; applications without one come last, in the terminal's.
+    Equal priorities stand in the order in which they were met, and so do applications without one, which come last.
+    `reads` is told the languages that the directory prefers, in time for a choice to be offered in one of them.
     Raises `CardFault`: card_blocked; application_blocked when nothing but blocked applications was found.
     """
     ours = [
@@ -55,14 +67,32 @@ def candidates(setup: Setup, request: Request) -> Exchange[tuple[Candidate, ...]
         if combination.limits.transaction_types is None
         or request.transaction_type in combination.limits.transaction_types
     ]
-    found = yield from _from_directory(ours)
+    found = yield from _from_directory(ours, reads)
     if not found:
         found = yield from _from_aids(ours)
 
-    def rank(candidate: Candidate) -> tuple[int, int]:
-        return (candidate.priority, 0) if candidate.priority else (16, ours.index(candidate.combination))
+    return tuple(sorted(found, key=lambda candidate: candidate.priority or _NO_PRIORITY))
 
-    return tuple(sorted(found, key=rank))
+
+class Cardholder(Protocol):
+    """Whoever answers for the card. May take its time: an inserted card waits."""
+
+    def choose(self, offered: Sequence[Candidate]) -> Candidate | None:
+        """One of several, best first. None: none of them."""
+
+    def confirm(self, offered: Candidate) -> bool:
+        """Whether this application may be used: it is the only one left, and its issuer wants that asked."""
+
+
+def asked_of(cardholder: Cardholder) -> Choose:
+    """What a terminal takes that can ask (Book 1, 12.4). Who has picked an application need not confirm it."""
+
+    def choose(remaining: Sequence[Candidate]) -> Candidate | None:
+        if len(remaining) > 1:
+            return cardholder.choose(remaining)
+        return next((each for each in remaining if not each.confirm or cardholder.confirm(each)), None)
+
+    return choose
 
 
 def without_confirmation(remaining: Sequence[Candidate]) -> Candidate | None:
@@ -93,12 +123,16 @@ def activation(candidate: Candidate, response: Response) -> Activation | None:
     return Activation(candidate.combination, Indicators(), None, candidate.adf_name, candidate.label, response.data)
 
 
-def _from_directory(ours: Sequence[Combination]) -> Exchange[list[Candidate]]:
+def _from_directory(ours: Sequence[Combination], reads: Reads | None) -> Exchange[list[Candidate]]:
     """PSE method (Book 1, 12.3.2). Whatever is wrong with a directory, the list of AIDs makes up for it."""
     response = yield from _select(select(PSE))
     sfi = _directory_sfi(response.data) if response.sw == 0x9000 else None
     if sfi is None:
         return []
+    objects = {each.tag: each.value for each in application(response.data)}
+    preferred = languages(objects.get(Tag.LANGUAGE_PREFERENCE, b""))
+    if reads is not None and preferred:
+        reads(preferred)
     found: list[Candidate] = []
     for number in range(1, DIRECTORY_RECORDS_MAX + 1):
         response = yield from transceive(read_record(sfi, number))
@@ -116,15 +150,17 @@ def _from_aids(ours: Sequence[Combination]) -> Exchange[list[Candidate]]:
     found: list[Candidate] = []
     blocked = False
     for aid in dict.fromkeys(combination.aid for combination in ours):
+        partial = any(combination.partial for combination in ours if combination.aid == aid)
         response = yield from _select(select(aid))
         for occurrence in range(OCCURRENCES_MAX):
-            entry = _fci_entry(response.data) if response.sw >> 8 in {0x90, 0x62, 0x63} else None
-            if entry is None or not entry.adf_name.startswith(aid) or _combination(ours, entry.adf_name) is None:
+            blocked = blocked or is_blocked(response)
+            entry = _fci_entry(response.data) if response.sw >> 8 in _SELECTED else None
+            if entry is None or not entry.adf_name.startswith(aid):
                 break
+            if entry.adf_name != aid and not partial:
+                break  # another application than the one that was meant, which may have an entry of its own
             if response.sw == 0x9000:
                 _add(found, entry, ours)
-            else:
-                blocked = blocked or is_blocked(response)
             if entry.adf_name == aid and occurrence == 0:
                 break  # the very name that was asked for: nothing else is meant
             response = yield from transceive(select(aid)._replace(p2=_NEXT_OCCURRENCE))

@@ -82,17 +82,17 @@ def read_answer(data: bytes, asked: AcType, kernel: int | None = None, *, final:
 
 
 def verify_signature(
-    icc: PublicKey, answer: Answer, unpredictable_number: bytes, transaction_data: bytes
+    icc: PublicKey, answer: Answer, unpredictable_number: bytes, transaction_data: bytes, more: bytes = b""
 ) -> dict[int, bytes]:
     """Check CDA (Book 2, 6.6.2) over what was sent: `transaction_data` holds the values of PDOL, CDOL1 and CDOL2.
 
-    Returns what only the signature carries, cryptogram and ICC dynamic number. Raises `AuthenticationFailed`.
+    `more` is what a kernel wants signed besides, right behind the hash (C-2, 6.9). Returns what only the signature
+    carries, cryptogram and ICC dynamic number. Raises `AuthenticationFailed`.
     """
     if answer.signature is None:
         raise AuthenticationFailed("missing_data")
     signed = authentication.cda(icc, answer.signature, unpredictable_number)
-    if signed.cid != answer.cid or signed.transaction_data_hash != authentication.sha1(
-        transaction_data + answer.hashed
-    ):
+    over = authentication.sha1(transaction_data + answer.hashed)
+    if (signed.cid, signed.transaction_data_hash, signed.more[: len(more)]) != (answer.cid, over, more):
         raise AuthenticationFailed("signature")
     return {int(Tag.CRYPTOGRAM): signed.cryptogram, int(Tag.ICC_DYNAMIC_NUMBER): signed.icc_dynamic_number}

@@ -32,6 +32,11 @@ def entries(dol: bytes) -> Iterator[Entry]:
         at += 1
 
 
+def asks_for(dol: bytes, tag: int) -> bool:
+    """Whether `tag` is among the entries. Raises `TlvError`."""
+    return any(entry.tag == tag for entry in entries(dol))
+
+
 def build(dol: bytes, values: Mapping[int, bytes], kernel: int | None = None) -> bytes:
     """The values that `dol` asks for, one after the other. Raises `TlvError`."""
     return b"".join(_fit(entry, values.get(entry.tag), kernel) for entry in entries(dol))

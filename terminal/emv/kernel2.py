@@ -4,9 +4,10 @@ The flow is contact's, cut to one GENERATE AC: the terminal checks and decides, 
 leave. What differs are the limits, the parameters (DF81xx), and where a decline leads: a card that will not pay by tap
 is asked to be inserted.
 
-Left out, and answered as a reader without them answers: mag-stripe mode, data storage, relay resistance, and the
-recovery of torn transactions. A card that leaves before GENERATE AC is Try Again; during it Torn: nothing was
-authorised with a cryptogram that was not received.
+Left out, and answered as a reader without them answers: mag-stripe mode and data storage. Relay resistance, balance
+reading and the recovery of torn transactions are off unless the settings (DF811B, DF8104 and DF8105, DF811D) ask for
+them. A card that leaves before GENERATE AC is Try Again; during it Torn: nothing was authorised with a cryptogram that
+was not received, and the card, presented again, may still hand it over (RECOVER AC).
 
 Reasons of outcomes, besides those of entry point: card_lost, card_error, parse_error, missing_data, duplicate_data,
 mag_stripe_only, amount_over_limit, oda_failed, confirm_on_phone, card_declined, terminal_declined (action codes).
@@ -14,17 +15,25 @@ mag_stripe_only, amount_over_limit, oda_failed, confirm_on_phone, card_declined,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from terminal.emv import authentication, cardholder, decision, dol, restrictions, selection
-from terminal.emv.apdu import CardRemoved, Exchange, transceive
+from terminal.emv import authentication, cardholder, decision, dol, relay, restrictions, selection, tlv
+from terminal.emv.apdu import CardRemoved, Command, Exchange, transceive
 from terminal.emv.authentication import AuthenticationFailed
 from terminal.emv.cardholder import Verification
-from terminal.emv.configuration import Activation, Environment, Request, Setup, transaction_objects
+from terminal.emv.configuration import (
+    PHONE_MESSAGE_BYTES,
+    Activation,
+    Environment,
+    Request,
+    Setup,
+    transaction_objects,
+)
 from terminal.emv.cryptogram import Answer, generate_ac, read_answer
 from terminal.emv.decision import ActionCodes, AcType
-from terminal.emv.initiation import get_processing_options, receive_processing_options
+from terminal.emv.initiation import COMMAND_DATA_MAX, get_processing_options, receive_processing_options
 from terminal.emv.outcome import (
     Approved,
     Cvm,
@@ -47,12 +56,15 @@ from terminal.emv.restrictions import CASH, CASHBACK, PURCHASE
 from terminal.emv.results import Aip, Tvr
 from terminal.emv.tags import Kernel2Tag, Tag
 from terminal.emv.tlv import TlvError
+from terminal.emv.torn import TornRecord
 from terminal.emv.transaction import Transaction
 
 KERNEL: Final = 2
 
 _ACTION_CODE: Final = bytes.fromhex("840000000C")  # C-2, A.1: the default of all three
-_ON_DEVICE_CVM: Final = 0x20  # kernel configuration
+_NO_MAG_STRIPE: Final = 0x80  # kernel configuration
+_NO_EMV: Final = 0x40
+_ON_DEVICE_CVM: Final = 0x20
 _CONFIGURATION: Final = b"\xa0"  # no mag-stripe mode, on-device cardholder verification
 _CDA: Final = 0x08  # security capability
 _NO_CVM: Final = 0x08  # CVM capability
@@ -64,7 +76,12 @@ _ON_DEVICE_CVM_NOT_NEEDED: Final = bytes.fromhex("3F0002")
 
 _CDA_OVER_AAC: Final = 0x00_01_00  # application capabilities 9F5D, byte 2 bit 1
 _PHONE_WANTS_SOMETHING: Final = 0x00_03_0F  # POS cardholder interaction DF4B
-_PHONE_SAYS_WHAT: Final = 0x00_0F_01  # the defaults of the phone message table: "see phone" for any of these
+_PHONE_MESSAGES: Final = bytes.fromhex(  # C-2, A.1: mask 3, value 3, message 1, status 1
+    "000001 000001 20 00  000800 000800 20 00  000400 000400 20 00  000100 000100 20 00  000200 000200 20 00"
+    "000000 000000 07 00"
+)
+_BALANCE_READING: Final = 0x00_02_00  # application capabilities 9F5D, byte 2 bit 2
+_FOR_MAG_STRIPE: Final = bytes.fromhex("08010100")  # the first entry of an AFL
 _HOLD_TIME: Final = bytes.fromhex("000013")  # in 100 ms
 _A_CARD: Final = b"00"  # device type in third party data 9F6E
 
@@ -109,8 +126,14 @@ def run(setup: Setup, request: Request, environment: Environment, activation: Ac
         if not isinstance(transaction, Transaction):
             return transaction
         asked, sign = _decide(transaction)
+        yield from _read_balance(transaction, Kernel2Tag.BALANCE_BEFORE)
         asked_for_cryptogram = True
-        answer = yield from _generate_ac(transaction, asked, sign=sign)
+        recovered = yield from _recover(transaction)
+        if recovered is not None:
+            asked, sign, answer = recovered
+        else:
+            answer = yield from _generate_ac(transaction, asked, sign=sign)
+        yield from _read_balance_after(transaction)
         return _outcome(transaction, asked, answer, sign=sign)
     except CardRemoved:
         return Torn("card_lost") if asked_for_cryptogram else TryAgain("card_lost")
@@ -139,9 +162,13 @@ def _open(
     receive_processing_options(response.data, card)
     card.require(Tag.AIP, Tag.AFL)
     environment.watch.step(Step.INITIATION, transaction)
-    if not transaction.aip & Aip.EMV_MODE:
-        return EndApplication("mag_stripe_only")
-    transaction.records = yield from read_records(card[Tag.AFL], card)
+    configured = transaction.terminal[Kernel2Tag.KERNEL_CONFIGURATION][0]
+    if not transaction.aip & Aip.EMV_MODE or configured & _NO_EMV:
+        return EndApplication("mag_stripe_only", UiRequest(MessageId.INSERT_CARD, Status.PROCESSING_ERROR))
+    yield from relay.resist(transaction)
+    # A reader that knows mag-stripe mode need not read its record in EMV mode (C-2, 6.3).
+    skip = not configured & _NO_MAG_STRIPE and card[Tag.AFL].startswith(_FOR_MAG_STRIPE)
+    transaction.records = yield from read_records(card[Tag.AFL][len(_FOR_MAG_STRIPE) if skip else 0 :], card)
 
     limits = _Limits.of(activation)
     on_device = _verified_on_device(transaction)
@@ -170,13 +197,91 @@ def _parameters(terminal: Mapping[int, bytes]) -> dict[int, bytes]:
 
 def _generate_ac(transaction: Transaction, asked: AcType, *, sign: bool) -> Exchange[Answer]:
     """GENERATE AC (C-2, 6.9). Raises `CardFault`, `TlvError`, `CardRemoved`."""
-    data = transaction.answer_list(Tag.CDOL1)
-    response = yield from transceive(generate_ac(asked, data, sign=sign))
+    transaction.cdol_data = data = transaction.answer_list(Tag.CDOL1)
+    if not sign and transaction.tvr & Tvr.RELAY_RESISTANCE_PERFORMED:
+        relay.into_track_2(transaction)
+    try:
+        response = yield from transceive(generate_ac(asked, data, sign=sign))
+    except CardRemoved:
+        _remember(transaction, asked, sign=sign)
+        raise
     if response.sw != 0x9000:
         raise CardFault("card_error")
     transaction.environment.notify(UiRequest(MessageId.CARD_READ_OK, Status.CARD_READ_OK))
-    transaction.cdol_data = data
     return read_answer(response.data, asked, KERNEL)
+
+
+def _remember(transaction: Transaction, asked: AcType, *, sign: bool) -> None:
+    """A card that knows RECOVER AC left in the middle of its cryptogram (C-2, 6.9): keep what was said."""
+    card = transaction.card
+    at_most = int.from_bytes(transaction.terminal.get(Kernel2Tag.TORN_RECORDS_MAX, b""), "big")
+    drdol = card.get(Kernel2Tag.DRDOL)
+    if not drdol or not at_most:
+        return
+    data = dol.build(drdol, transaction.objects, KERNEL)
+    if len(data) > COMMAND_DATA_MAX:
+        return
+    record = TornRecord(
+        pan=card[Tag.PAN],
+        psn=card.get(Tag.PAN_SEQUENCE_NUMBER),
+        drdol_data=data,
+        pdol_data=transaction.pdol_data,
+        cdol_data=transaction.cdol_data,
+        terminal=dict(transaction.terminal),
+        card={tag: card[tag] for tag in relay.ANSWERED if tag in card},
+        tvr=transaction.tvr,
+        cvm=transaction.cvm,
+        oda=transaction.oda,
+        asked=asked,
+        sign=sign,
+    )
+    transaction.environment.torn.keep(record, at_most)
+
+
+def _recover(transaction: Transaction) -> Exchange[tuple[AcType, bool, Answer] | None]:
+    """RECOVER AC (C-2, 5.5 and state 10), if it is this card that was torn away before.
+
+    What the terminal said then counts again, because that is what the cryptogram is about. None: there is nothing to
+    be recovered, and the card is asked for a new one. Raises `CardFault`, `TlvError`, `CardRemoved`: the record stays.
+    """
+    remembered = transaction.environment.torn
+    record = remembered.find(transaction.card[Tag.PAN], transaction.card.get(Tag.PAN_SEQUENCE_NUMBER))
+    if record is None:
+        return None
+    response = yield from transceive(Command(0x80, 0xD0, 0x00, 0x00, record.drdol_data, le=0))
+    remembered.drop(record)
+    if response.sw != 0x9000:
+        return None
+    transaction.environment.notify(UiRequest(MessageId.CARD_READ_OK, Status.CARD_READ_OK))
+    transaction.pdol_data, transaction.cdol_data = record.pdol_data, record.cdol_data
+    transaction.terminal = dict(record.terminal)
+    transaction.card.update(record.card)
+    transaction.tvr, transaction.cvm, transaction.oda = record.tvr, record.cvm, record.oda
+    transaction.asked = record.asked
+    return record.asked, record.sign, read_answer(response.data, record.asked, KERNEL)
+
+
+def _read_balance(transaction: Transaction, into: Kernel2Tag) -> Exchange[None]:
+    """GET DATA of the offline accumulator balance (C-2, 6.7 and 6.9), if card and settings want it read here.
+
+    A card that gives none is no worse for it. Raises `CardRemoved`.
+    """
+    capabilities = int.from_bytes(transaction.card.get(Kernel2Tag.APPLICATION_CAPABILITIES, b""), "big")
+    if into not in transaction.terminal or not capabilities & _BALANCE_READING:
+        return
+    tag = int(Kernel2Tag.OFFLINE_ACCUMULATOR_BALANCE)
+    response = yield from transceive(Command(0x80, 0xCA, tag >> 8, tag & 0xFF, le=0))
+    if response.sw == 0x9000:
+        with contextlib.suppress(TlvError):
+            balance = tlv.parse_one(response.data, tag).value
+            if len(balance) == Kernel2Tag.OFFLINE_ACCUMULATOR_BALANCE.length_max and balance.hex().isdecimal():
+                transaction.terminal[into] = balance
+
+
+def _read_balance_after(transaction: Transaction) -> Exchange[None]:
+    """The same once there is a cryptogram: a card that leaves here has done all that was wanted of it."""
+    with contextlib.suppress(CardRemoved):
+        yield from _read_balance(transaction, Kernel2Tag.BALANCE_AFTER)
 
 
 # What the terminal decides
@@ -192,7 +297,6 @@ def _decide(transaction: Transaction) -> tuple[AcType, bool]:
         terminal, Kernel2Tag.CVM_CAPABILITY_ABOVE_LIMIT if cvm_required else Kernel2Tag.CVM_CAPABILITY_BELOW_LIMIT
     )
 
-    transaction.note(Tvr.RELAY_RESISTANCE_NOT_PERFORMED)
     transaction.note(_check_authentication(transaction))
     transaction.note(restrictions.check(transaction.objects))
     verification = _verify_cardholder(transaction, cvm_required=cvm_required)
@@ -269,11 +373,13 @@ def _outcome(transaction: Transaction, asked: AcType, answer: Answer, *, sign: b
         return EndApplication("oda_failed")
     interaction = int.from_bytes(transaction.card.get(Kernel2Tag.POS_CARDHOLDER_INTERACTION, b""), "big")
     if interaction & _PHONE_WANTS_SOMETHING:
-        return TryAgain("confirm_on_phone", _phone_message(transaction.terminal, interaction))
+        ui = _phone_message(transaction.terminal, interaction)
+        return EndApplication("confirm_on_phone", ui, restart=UiRequest(ui.message, Status.READY_TO_READ))
     match answer.kind:
         case AcType.TC:
             message = MessageId.APPROVED_SIGN if transaction.cvm is Cvm.SIGNATURE else MessageId.APPROVED
-            return Approved(transaction.read(), UiRequest(message, Status.CARD_READ_OK))
+            ui = UiRequest(message, Status.CARD_READ_OK, balance_minor=_left(transaction))
+            return Approved(transaction.read(), ui)
         case AcType.ARQC:
             return OnlineRequest(transaction.read())
         case AcType.AAC:
@@ -292,7 +398,16 @@ def _genuine(transaction: Transaction, answer: Answer, *, sign: bool) -> bool:
             return False
     elif sign and answer.kind is not AcType.AAC:
         raise CardFault("card_error")
-    return transaction.take(answer, signed=sign)
+    relayed = transaction.tvr & Tvr.RELAY_RESISTANCE_PERFORMED
+    return transaction.take(answer, signed=sign, more=relay.signed_data(transaction.objects) if relayed else b"")
+
+
+def _left(transaction: Transaction) -> int | None:
+    """The balance as it was read last, for the cardholder."""
+    for tag in (Kernel2Tag.BALANCE_AFTER, Kernel2Tag.BALANCE_BEFORE):
+        if balance := transaction.terminal.get(tag):
+            return int(balance.hex())
+    return None
 
 
 def _declined(transaction: Transaction, reason: str) -> Outcome:
@@ -311,7 +426,13 @@ def _is_phone(third_party_data: bytes) -> bool:
 
 
 def _phone_message(terminal: Mapping[int, bytes], interaction: int) -> UiRequest:
-    """What to show while the phone is dealt with (phone message table, C-2, A.1)."""
-    message = MessageId.SEE_PHONE if interaction & _PHONE_SAYS_WHAT else MessageId.DECLINED
+    """What to show while the phone is dealt with: the first row of the phone message table that fits (C-2, A.1)."""
+    message, status = MessageId.DECLINED, Status.NOT_READY
+    table = terminal.get(Kernel2Tag.PHONE_MESSAGE_TABLE) or _PHONE_MESSAGES
+    for at in range(0, len(table) - PHONE_MESSAGE_BYTES + 1, PHONE_MESSAGE_BYTES):
+        mask, value = (int.from_bytes(table[at + part : at + part + 3], "big") for part in (0, 3))
+        if interaction & mask == value:
+            message, status = MessageId(table[at + 6]), Status(table[at + 7])
+            break
     hold_time = int(terminal.get(Kernel2Tag.MESSAGE_HOLD_TIME, _HOLD_TIME).hex())
-    return UiRequest(message, Status.NOT_READY, hold_time * 100)
+    return UiRequest(message, status, hold_time * 100)

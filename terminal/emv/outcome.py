@@ -73,6 +73,7 @@ class UiRequest:
     message: MessageId
     status: Status = Status.NONE
     hold_ms: int = 0
+    balance_minor: int | None = None  # what is left on the card, in the card's currency; for the cardholder's eyes
 
 
 class Cvm(Enum):
@@ -169,10 +170,11 @@ class OnlineRequest:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """Present the card again; no cryptogram left the card."""
+    """Present the card again; no cryptogram left the card. `restart`: what to show once the field is on again."""
 
     reason: str
     ui: UiRequest = UiRequest(MessageId.PRESENT_AGAIN, Status.READY_TO_READ)
+    restart: UiRequest = UiRequest(MessageId.PRESENT_AGAIN, Status.READY_TO_READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +194,11 @@ class TryAnotherInterface:
 
 @dataclass(frozen=True, slots=True)
 class EndApplication:
-    """The attempt is over; another card may be used."""
+    """The attempt is over; another card may be used. With `restart` the same one is to be presented again (Start B)."""
 
     reason: str
     ui: UiRequest = UiRequest(MessageId.OTHER_CARD, Status.PROCESSING_ERROR)
+    restart: UiRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,7 @@ class Torn:
 
     reason: str
     ui: UiRequest = UiRequest(MessageId.PRESENT_AGAIN, Status.READY_TO_READ)
+    restart: UiRequest = UiRequest(MessageId.PRESENT_AGAIN, Status.READY_TO_READ)
 
 
 Outcome: TypeAlias = (

@@ -41,7 +41,11 @@ class Tvr(IntFlag):
     ISSUER_AUTHENTICATION_FAILED = 0x40
     SCRIPT_FAILED_BEFORE = 0x20  # before the final GENERATE AC
     SCRIPT_FAILED_AFTER = 0x10
-    RELAY_RESISTANCE_NOT_PERFORMED = 0x01  # kernel 2 alone
+    # Kernel 2 alone:
+    RELAY_THRESHOLD_EXCEEDED = 0x08
+    RELAY_TIME_LIMITS_EXCEEDED = 0x04
+    RELAY_RESISTANCE_PERFORMED = 0x02
+    RELAY_RESISTANCE_NOT_PERFORMED = 0x01
 
     @classmethod
     def decode(cls, value: bytes) -> Tvr:
@@ -76,7 +80,9 @@ class Aip(IntFlag):
     ISSUER_AUTHENTICATION = 0x04_00
     ON_DEVICE_CVM = 0x02_00
     CDA = 0x01_00
-    EMV_MODE = 0x00_80  # kernel 2 alone
+    # Kernel 2 alone:
+    EMV_MODE = 0x00_80
+    RELAY_RESISTANCE = 0x00_01
 
     @classmethod
     def decode(cls, value: bytes) -> Aip:

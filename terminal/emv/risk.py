@@ -20,18 +20,20 @@ from terminal.emv.tags import Tag
 _BOTH_LIMITS: Final = Tvr.LOWER_OFFLINE_LIMIT_EXCEEDED | Tvr.UPPER_OFFLINE_LIMIT_EXCEEDED
 
 
-def floor_limit(amount_minor: int, earlier_minor: int, floor_minor: int) -> Tvr:
+def floor_limit(amount_minor: int, earlier_minor: int, floor_minor: int | None) -> Tvr:
     """Floor limit (Book 3, 10.6.1). `earlier_minor`: what this card paid here last, in case a sale was split."""
-    return Tvr.FLOOR_LIMIT_EXCEEDED if amount_minor + earlier_minor >= floor_minor else Tvr.NONE
+    reached = floor_minor is not None and amount_minor + earlier_minor >= floor_minor
+    return Tvr.FLOOR_LIMIT_EXCEEDED if reached else Tvr.NONE
 
 
-def random_selection(amount_minor: int, floor_minor: int, selection: RandomSelection, number: int) -> Tvr:
+def random_selection(amount_minor: int, floor_minor: int | None, selection: RandomSelection, number: int) -> Tvr:
     """Random transaction selection (Book 3, 10.6.2); `number` is drawn from 1 to 99.
 
     Below the threshold every amount has the same chance; from there it rises in a straight line up to the floor limit.
+    Without a floor limit there is no such line.
     """
     percent = selection.target_percent
-    if selection.threshold <= amount_minor < floor_minor:
+    if floor_minor is not None and selection.threshold <= amount_minor < floor_minor:
         rise = selection.max_target_percent - selection.target_percent
         percent += rise * (amount_minor - selection.threshold) // (floor_minor - selection.threshold)
     return Tvr.RANDOMLY_SELECTED if number <= percent else Tvr.NONE
@@ -56,7 +58,7 @@ def excepted(setup: Setup, pan: Pan, psn: bytes) -> bool:
     named = {ExceptionEntry(pan)}
     if digits.isdecimal():
         named.add(ExceptionEntry(pan, int(digits)))
-    return not named.isdisjoint(setup.exceptions)
+    return any(entry in setup.exceptions for entry in named)
 
 
 def manage(
@@ -66,11 +68,11 @@ def manage(
     card: Mapping[int, bytes],
     *,
     pan: Pan,
-    floor_minor: int,
+    floor_minor: int | None,
     selection: RandomSelection | None,
     reach: Reach,
 ) -> Exchange[tuple[Tvr, dict[int, bytes]]]:
-    """All of it, for contact: the bits, and the counters that the card gave."""
+    """All of it, for contact: the bits, and the counters that the card gave. `floor_minor` None: no floor limit."""
     amount, psn = request.amount.minor, card.get(Tag.PAN_SEQUENCE_NUMBER, b"")
     found = floor_limit(amount, environment.earlier_minor(pan, psn), floor_minor)
     may_select = not found and reach is not Reach.OFFLINE_ONLY

@@ -6,7 +6,7 @@ conversation itself is led by `entry_point`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ from terminal.emv.tlv import Node
 PPSE: Final = b"2PAY.SYS.DDF01"
 DIRECTORY_ENTRIES_MAX: Final = 28  # what fits into a response of 256 bytes: 61 07 4F 05 and a name of five bytes
 LABEL_LENGTH_MAX: Final = 16
+LANGUAGES_MAX: Final = 4  # 5F2D has 2 to 8 bytes
 
 ANY_KERNEL: Final = 0
 _KERNEL_BY_RID: Final = {  # Book B, table 3-6: what a card means that names no kernel
@@ -107,6 +108,20 @@ def application(fci: bytes) -> tuple[Node, ...]:
     return tuple(tlv.primitives([tlv.parse_one(fci, Tag.FCI_TEMPLATE)]))
 
 
+def languages(preference: bytes) -> tuple[str, ...]:
+    """The languages that a cardholder reads, best first: language preference 5F2D (Book 4, 11.1).
+
+    Two letters each (ISO 639); what is none is left out.
+    """
+    pairs = (preference[at : at + 2].decode("ascii", errors="ignore").lower() for at in range(0, len(preference), 2))
+    return tuple(dict.fromkeys(pair for pair in pairs if len(pair) == 2 and pair.isalpha()))[:LANGUAGES_MAX]
+
+
+def language(preferred: Sequence[str], spoken: Collection[str]) -> str | None:
+    """The first that the terminal speaks, too. None: the terminal's own stays."""
+    return next((each for each in preferred if each in spoken), None)
+
+
 def label(card: Mapping[int, bytes], directory_label: bytes, additional_capabilities: bytes) -> str:
     """What to call the application on screen and receipt (Book 4, 11.3).
 
@@ -116,10 +131,11 @@ def label(card: Mapping[int, bytes], directory_label: bytes, additional_capabili
     capabilities = int.from_bytes(additional_capabilities[3:5], "big")
     preferred = card.get(Tag.PREFERRED_NAME, b"")
     if preferred and 1 <= table <= 10 and capabilities >> (table - 1) & 1:
-        return _printable(preferred, f"iso8859_{table}")
-    return _printable(card.get(Tag.APPLICATION_LABEL) or directory_label, "ascii")
+        return printable(preferred, f"iso8859_{table}")
+    return printable(card.get(Tag.APPLICATION_LABEL) or directory_label)
 
 
-def _printable(text: bytes, encoding: str) -> str:
+def printable(text: bytes, encoding: str = "ascii") -> str:
+    """A card's text without what is no text, short enough for a screen."""
     decoded = text[:LABEL_LENGTH_MAX].decode(encoding, errors="ignore")
     return "".join(character for character in decoded if character.isprintable()).strip()

@@ -90,6 +90,12 @@ class Transaction:
     def trust(self) -> Trust:
         return self.setup.trust(self.request)
 
+    def new_unpredictable_number(self) -> bytes:
+        """Draw another one, which is this transaction's from now on. Raises `ConfigurationError`."""
+        number = self.environment.new_unpredictable_number()
+        self.terminal[Tag.UNPREDICTABLE_NUMBER] = number
+        return number
+
     def note(self, tvr: Tvr = Tvr.NONE, tsi: Tsi = Tsi.NONE) -> None:
         """Add what a step found."""
         self.tvr |= tvr
@@ -111,7 +117,7 @@ class Transaction:
     def answer_list(self, tag: Tag) -> bytes:
         """What CDOL1 or CDOL2 asks for. Raises `TlvError`."""
         asked = self.card[tag]
-        if any(entry.tag == Tag.TC_HASH for entry in dol.entries(asked)):
+        if dol.asks_for(asked, Tag.TC_HASH):
             if Tag.TDOL not in self.card:
                 self.note(Tvr.DEFAULT_TDOL_USED)
             tdol = self.card.get(Tag.TDOL) or self.default(Tag.TDOL) or b""
@@ -128,10 +134,11 @@ class Transaction:
         self.icc_key = None
         self.note(failed_authentication(method, reason), Tsi.ODA_PERFORMED)
 
-    def take(self, answer: Answer, *, signed: bool) -> bool:
+    def take(self, answer: Answer, *, signed: bool, more: bytes = b"") -> bool:
         """Take in the answer to GENERATE AC. False: it was to be signed (CDA), and the signature does not hold.
 
-        An AAC is never signed. Raises `CardFault` if a cryptogram in clear is missing.
+        `more`: what the signature must vouch for besides, behind the hash. An AAC is never signed. Raises `CardFault`
+        if a cryptogram in clear is missing.
         """
         for of_an_earlier_answer in (Tag.CRYPTOGRAM, Tag.SIGNED_DYNAMIC_DATA):
             self.card.pop(of_an_earlier_answer, None)
@@ -145,6 +152,7 @@ class Transaction:
                 answer,
                 self.terminal[Tag.UNPREDICTABLE_NUMBER],
                 self.pdol_data + self.cdol_data,
+                more,
             )
         except AuthenticationFailed as failed:
             # Not "data missing", whatever is missing here: that bit is about records (Book 2, 6.6.2).

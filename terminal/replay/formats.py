@@ -83,14 +83,14 @@ class Random(_Part, frozen=True, kw_only=True):
 class Limits(_Part, frozen=True, kw_only=True):
     """What entry point and risk management weigh; without a key there is no such limit."""
 
-    status_check: bool = False
+    status_check: bool | None = None
     zero_amount_allowed: bool | None = None
     contactless_transaction: AmountMinor | None = None
     contactless_floor: AmountMinor | None = None
     terminal_floor: FloorMinor | None = None
     cvm_required: AmountMinor | None = None
     ttq: Annotated[str, _hex(4, 4)] | None = None
-    extended_selection: bool = False
+    extended_selection: bool | None = None
     transaction_types: Annotated[list[Byte], Meta(max_length=256)] | None = None
     random: Random | None = None
 
@@ -144,8 +144,8 @@ class Host(_Part, frozen=True, kw_only=True):
 
     response_code: Annotated[str, _hex(2, 2)] = msgspec.field(name="8A")
     authentication_data: Bytes | None = msgspec.field(name="91", default=None)
-    scripts_before: Annotated[list[Bytes], Meta(max_length=64)] = msgspec.field(name="71", default=[])
-    scripts_after: Annotated[list[Bytes], Meta(max_length=64)] = msgspec.field(name="72", default=[])
+    scripts_before: Annotated[list[Bytes], Meta(max_length=64)] | None = msgspec.field(name="71", default=None)
+    scripts_after: Annotated[list[Bytes], Meta(max_length=64)] | None = msgspec.field(name="72", default=None)
 
 
 class Exchange(_Part, frozen=True, kw_only=True):

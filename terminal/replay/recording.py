@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from drivers.interfaces import CardChannel, CardLost, Interface
 from terminal.emv import configuration, contact, entry_point
+from terminal.emv.apdu import Response
 from terminal.emv.authentication import CaKey, CaKeys
 from terminal.emv.configuration import CONTACT, Combination, Environment, Request, Setup
 from terminal.emv.outcome import OnlineRequest
@@ -101,15 +102,16 @@ class _Tape:
         self._elapsed_us = elapsed_us
         self._said: list[_Said] = []
 
-    def transmit(self, command: bytes) -> bytes | None:
+    def transmit(self, command: bytes) -> Response | None:
         start = self._elapsed_us()
         response: bytes | None
         try:
             response = self._channel.transmit(command)
         except CardLost:
             response = None
-        self._said.append((command, response, max(0, self._elapsed_us() - start)))
-        return response
+        elapsed_us = max(0, self._elapsed_us() - start)
+        self._said.append((command, response, elapsed_us))
+        return None if response is None else Response.decode(response, elapsed_us)
 
     def exchanges(self, *, masked: bool) -> list[formats.Exchange]:
         """What was said. Raises `CannotMask`."""

@@ -145,6 +145,8 @@ class _Run:
         outcome = self.card.pump(
             contact.run(self._setup, self._request, self._environment, self._cardholder.choose, line)
         )
+        if isinstance(host, UnsetType) and self.card.expects_more:
+            host = None  # not said, but the list goes on: what follows an online request without an answer
         if isinstance(outcome, OnlineRequest) and outcome.resume and not isinstance(host, UnsetType):
             outcome = self.card.pump(outcome.resume(settings.issuer_answer(host) if host is not None else None))
         if isinstance(outcome, EndApplication) and self._cardholder.gave_up:
@@ -162,12 +164,15 @@ class _Run:
             return _Result.of(refusal)
         if self._file.kernel_outcomes is not None:
             return self._entry_point_alone(_Kernels(self._file.kernel_outcomes, self._handovers, self._ui))
+        ui = _READY
         while True:  # each round takes at least one exchange of the list
-            outcome = self._tap(_READY, entry_point.KERNELS)
+            outcome = self._tap(ui, entry_point.KERNELS)
             self._show(outcome)
             self._ui.append(_FIELD_OFF)
-            if not (isinstance(outcome, TryAgain) and self.card.expects_more):
+            restart = outcome.restart if isinstance(outcome, TryAgain | EndApplication | Torn) else None
+            if restart is None or not self.card.expects_more:
                 return _Result.of(outcome)
+            ui = restart
 
     def _entry_point_alone(self, kernels: _Kernels) -> _Result:
         """Starts A to D, with kernels that only say what the file says."""
@@ -386,7 +391,7 @@ def _ui(ui: UiRequest | formats.Ui) -> dict[str, Any]:
         "status": int(ui.status),
         "hold_ms": ui.hold_ms,
         "language": ui.language if isinstance(ui, formats.Ui) else None,
-        "value": ui.value if isinstance(ui, formats.Ui) else None,
+        "value": ui.value if isinstance(ui, formats.Ui) else ui.balance_minor,
     }
 
 

@@ -33,16 +33,23 @@ class Mismatch(Exception):
 
 class _Said(NamedTuple):
     command: bytes
-    response: bytes | None
+    response: Response | None
+
+    @classmethod
+    def of(cls, listed: formats.Exchange) -> _Said:
+        response = None
+        if listed.response is not None:
+            response = Response.decode(bytes.fromhex(listed.response), listed.elapsed_us)
+        return cls(bytes.fromhex(listed.command), response)
 
 
-def pump(exchange: Exchange[T], transmit: Callable[[bytes], bytes | None]) -> T:
+def pump(exchange: Exchange[T], transmit: Callable[[bytes], Response | None]) -> T:
     """Run a kernel; None from `transmit` is a card that is gone. Raises what `transmit` does, and `UnusableFile`."""
     try:
         command = next(exchange)
         for _ in range(COMMANDS_MAX):
             response = transmit(command.encode())
-            command = exchange.throw(CardRemoved()) if response is None else exchange.send(Response.decode(response))
+            command = exchange.throw(CardRemoved()) if response is None else exchange.send(response)
     except StopIteration as finished:
         result: T = finished.value
         return result
@@ -57,15 +64,12 @@ class ScriptedCard:
     def __init__(
         self, exchanges: Sequence[formats.Exchange], *, in_order: bool, unknown_command: bytes = b"\x6d\x00"
     ) -> None:
-        self._list = [
-            _Said(bytes.fromhex(each.command), None if each.response is None else bytes.fromhex(each.response))
-            for each in exchanges
-        ]
+        self._list = [_Said.of(each) for each in exchanges]
         self._in_order = in_order
-        self._unknown_command = unknown_command
+        self._unknown_command = Response.decode(unknown_command)
         self._next = 0
         self._times: dict[bytes, int] = {}
-        self._answers: dict[bytes, list[bytes | None]] = {}
+        self._answers: dict[bytes, list[Response | None]] = {}
         for said in self._list:
             self._answers.setdefault(_without_le(said.command), []).append(said.response)
         self._gone = False
@@ -92,7 +96,7 @@ class ScriptedCard:
         """Run a kernel against this card. Raises `Mismatch`, and `UnusableFile` for a list that leads nowhere."""
         return pump(exchange, self.transmit)
 
-    def transmit(self, command: bytes) -> bytes | None:
+    def transmit(self, command: bytes) -> Response | None:
         """None: the card is gone. Raises `Mismatch`."""
         if self._gone:
             return None  # there is no card that a command could reach
@@ -106,7 +110,7 @@ class ScriptedCard:
         if self.expects_more:
             raise Mismatch(self._next, self._list[self._next].command, None)
 
-    def _from_list(self, command: bytes) -> bytes | None:
+    def _from_list(self, command: bytes) -> Response | None:
         if self._next >= len(self._list):
             raise Mismatch(self._next, None, command)
         said = self._list[self._next]
@@ -115,7 +119,7 @@ class ScriptedCard:
         self._next += 1
         return said.response
 
-    def _looked_up(self, command: bytes) -> bytes | None:
+    def _looked_up(self, command: bytes) -> Response | None:
         key = _without_le(command)
         answers = self._answers.get(key)
         if answers is None:

@@ -164,14 +164,14 @@ def _combination(application: formats.Application, *, contactless: bool) -> Comb
 def limits(stated: formats.Limits) -> Limits:
     """Raises `ConfigurationError`."""
     return Limits(
-        status_check=stated.status_check,
+        status_check=bool(stated.status_check),
         zero_amount_allowed=stated.zero_amount_allowed,
         contactless_transaction=stated.contactless_transaction,
         contactless_floor=stated.contactless_floor,
         terminal_floor=stated.terminal_floor,
         cvm_required=stated.cvm_required,
         ttq=bytes.fromhex(stated.ttq) if stated.ttq is not None else None,
-        extended_selection=stated.extended_selection,
+        extended_selection=bool(stated.extended_selection),
         transaction_types=(
             frozenset(int(each, 16) for each in stated.transaction_types)
             if stated.transaction_types is not None
@@ -247,9 +247,11 @@ def _full(date: str) -> tuple[bool, str]:
 
 
 def in_order(numbers: Sequence[str]) -> Callable[[], bytes]:
-    """Unpredictable numbers, one a call; zeros after the last: a replay compares, it protects nothing."""
-    left = iter(numbers)
-    return lambda: bytes.fromhex(number) if (number := next(left, None)) is not None else NO_NUMBER
+    """Unpredictable numbers, one a call. The last one stays, for whoever counts one a transaction and not one an
+    application, and zeros stand in for none: a replay compares, it protects nothing.
+    """
+    left = [bytes.fromhex(number) for number in numbers] or [NO_NUMBER]
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
 
 
 def random_percent(numbers: Sequence[int] | None) -> Callable[[], int] | None:
@@ -264,8 +266,8 @@ def issuer_answer(host: formats.Host) -> IssuerAnswer:
     return IssuerAnswer(
         response_code=bytes.fromhex(host.response_code),
         authentication_data=bytes.fromhex(host.authentication_data) if host.authentication_data is not None else None,
-        scripts_before=tuple(_contents(each, 0x71) for each in host.scripts_before),
-        scripts_after=tuple(_contents(each, 0x72) for each in host.scripts_after),
+        scripts_before=tuple(_contents(each, 0x71) for each in host.scripts_before or ()),
+        scripts_after=tuple(_contents(each, 0x72) for each in host.scripts_after or ()),
     )
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from terminal.emv import authentication, cardholder, decision, restrictions, risk
+from terminal.emv import authentication, cardholder, decision, dol, restrictions, risk
 from terminal.emv.authentication import AuthenticationFailed, PublicKey, Trust
 from terminal.emv.configuration import ConfigurationError, Environment, Request, Setup
 from terminal.emv.decision import ActionCodes, AcType, Reach
 from terminal.emv.outcome import OdaMethod, OdaStatus, Pan
 from terminal.emv.records import CardFault, CardObjects
-from terminal.emv.results import Tsi, Tvr
+from terminal.emv.results import Aip, Tsi, Tvr
 from terminal.emv.tags import Kernel3Tag, Tag
+from terminal.emv.tlv import TlvError
 from terminal.emv.transaction import check_card_data, failed_authentication
 from terminal.replay import formats, settings
 from terminal.replay.formats import UnusableFile
 from terminal.replay.run import recovered
 from terminal.replay.script import ScriptedCard
 
+_VERIFIES: Final = Aip.CVM.to_bytes(2, "big")  # the AIP of a card whose CVM list alone is stated
 _Chain: TypeAlias = tuple[bytes, bytes, Trust]  # RID, the records' part of the static data, what is trusted
 
 
@@ -65,8 +67,17 @@ def _verified(method: OdaMethod, card: Mapping[int, bytes], chain: _Chain, file:
     if signature is None:
         raise AuthenticationFailed("missing_data")
     if method is OdaMethod.DDA:
+        if Tag.DDOL in card and not _asks_for_number(card[Tag.DDOL]):
+            raise AuthenticationFailed("signature")  # over nothing fresh (Book 2, 6.5.1)
         return {int(Tag.ICC_DYNAMIC_NUMBER): authentication.dda(icc, signature, terminal_data)}
     return _cryptogram(icc, signature, card, file)
+
+
+def _asks_for_number(ddol: bytes) -> bool:
+    try:
+        return dol.asks_for(ddol, Tag.UNPREDICTABLE_NUMBER)
+    except TlvError as error:
+        raise UnusableFile(f"card: the DDOL 9F49 is no list ({error}); nothing was checked.") from error
 
 
 def _cryptogram(icc: PublicKey, signature: bytes, card: Mapping[int, bytes], file: formats.OdaFile) -> dict[int, bytes]:
@@ -151,8 +162,9 @@ def _find(file: formats.RiskFile) -> _Found:
         case "processing_restrictions":
             return _Found(restrictions.check(objects))
         case "cardholder_verification":
-            if Tag.AIP not in objects:
-                raise UnusableFile("card: without 82 there is no cardholder verification to speak of; add it.")
+            if not objects.keys() & {Tag.AIP, Tag.CVM_LIST}:
+                raise UnusableFile("card: without 82 or 8E there is no cardholder verification to speak of; add them.")
+            objects.setdefault(Tag.AIP, _VERIFIES)
             verification = cardholder.verify(objects)
             performed = Tsi.CVM_PERFORMED if verification.attempted else Tsi.NONE
             return _Found(verification.tvr, performed, verification.results)
@@ -172,7 +184,9 @@ def _manage(file: formats.RiskFile, setup: Setup, request: Request, card: CardOb
         earlier_minor=settings.earlier_minor(file.log),
     )
     limits = settings.limits(file.limits)
-    floor = setup.terminal.get(Tag.TERMINAL_FLOOR_LIMIT, b"")
+    floor = limits.terminal_floor
+    if floor is None and Tag.TERMINAL_FLOOR_LIMIT in setup.terminal:
+        floor = int.from_bytes(setup.terminal[Tag.TERMINAL_FLOOR_LIMIT], "big")
     counters = ScriptedCard(file.exchanges, in_order=False)
     found, _ = counters.pump(
         counters.line().carry(
@@ -182,7 +196,7 @@ def _manage(file: formats.RiskFile, setup: Setup, request: Request, card: CardOb
                 environment,
                 card,
                 pan=_pan(card),
-                floor_minor=int.from_bytes(floor, "big") if limits.terminal_floor is None else limits.terminal_floor,
+                floor_minor=floor,
                 selection=limits.random,
                 reach=_reach(setup),
             )
