@@ -127,6 +127,17 @@ def test_it_waits_for_an_absent_terminal_and_catches_up(service: Service) -> Non
         service.wait_for(lambda: len(service.terminal.answers) == 2)
 
 
+def test_a_terminal_that_was_away_is_told_again(service: Service) -> None:
+    """It may have been restarted, and know nothing of the link."""
+    with service.running():
+        service.wait_for(lambda: bool(service.terminal.reports))
+        service.terminal.up = False
+        time.sleep(0.6)
+        told = len(service.terminal.reports)
+        service.terminal.up = True
+        service.wait_for(lambda: len(service.terminal.reports) > told)
+
+
 def test_changes_of_the_link_are_reported(service: Service) -> None:
     service.server.script = [loses_answer, says(500), says(429)]
     with service.running():

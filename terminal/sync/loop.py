@@ -251,12 +251,14 @@ class _Reporter:
         self._told_ms = 0
 
     def tell(self, report: LinkReport) -> None:
+        if self._sync.terminal_away:
+            self._told = None  # it may come back restarted, and know nothing
+            return
         now_ms = self._clock.monotonic_ms()
         known = self._told is not None and replace(report, oldest_ms=None) == replace(self._told, oldest_ms=None)
         if known and now_ms - self._told_ms < REPORT_EVERY_MS:
             return
         if self._told is None or self._told.online != report.online:
             _log.info("host: %s", report.error or "online")
-        # A terminal that was away may have been restarted and know nothing.
         self._told = report if self._sync.tell(report) else None
         self._told_ms = now_ms
