@@ -18,21 +18,24 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
 from terminal import VERSION
 from terminal.clock import SystemClock, system_entropy
-from terminal.commands import audit, emv, keys, ledger, privacy
+from terminal.commands import audit, emv, keys, ledger, privacy, queue, sync
 from terminal.commands.base import Commands, HardwareFactory, takes_json
 from terminal.config import load
 from terminal.control import ControlClient
 from terminal.errors import TerminalError
-from terminal.money import Amount, currency
+from terminal.money import Amount, currency, sum_of
 
 DEFAULT_CONFIG: Final = Path("/etc/payterm/payterm.toml")
 EXIT_NOT_MADE: Final = 1
 _EXIT_USAGE: Final = 2
 _MADE: Final = {"approved", "accepted", "settled"}
+_REFUND_WAIT_S: Final = 10
+_WAIT_MAX_S: Final = 60
 _RESULT_WAIT_MS: Final = 30_000  # one long-poll; repeated until the device has decided
 
 
@@ -85,16 +88,27 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
     takes_json(commands.add("status", _status, "how the running terminal is"))
 
-    for verdict, text in (("keep", "the goods were handed over: the sale stands"), ("void", "take the sale back")):
-        resolve = commands.add(verdict, _resolve, f"after a power cut, a sale that was never shown: {text}")
-        resolve.add_argument("transaction", help="its id, as `payterm status` shows it")
-        resolve.set_defaults(keep=verdict == "keep")
+    keep = commands.add("keep", _keep, "after a power cut, a sale that was never shown: the goods went, it stands")
+    keep.add_argument("transaction", help="its id, as `payterm status` shows it")
 
-    for part in (ledger, audit, privacy, keys, emv):
+    void = takes_json(commands.add("void", _void, "take a whole sale back, as if it had never been made"))
+    refund = takes_json(commands.add("refund", _refund, "pay a sale back to its card, or a part of it"))
+    for made in (void, refund):
+        made.add_argument(
+            "sale", type=_named, metavar="SALE", help="its number or id, as `payterm ledger list` shows it"
+        )
+        made.add_argument(
+            "--wait", type=_seconds, default=_REFUND_WAIT_S, metavar="SECONDS",
+            help="how long to wait for the host's word; it goes out by itself in any case (default: %(default)s)",
+        )  # fmt: skip
+    refund.add_argument("amount", nargs="?", help="as 12.50 (default: all that is left of the sale)")
+    refund.add_argument("--reference", help="your own name for this refund; the same one is never paid back twice")
+
+    seen = commands.add("acknowledge", _acknowledge, "you have seen that the host said no afterwards: warn no more")
+    seen.add_argument("sale", type=_named, metavar="SALE", help="its number or id, as `payterm status` shows it")
+
+    for part in (sync, queue, ledger, audit, privacy, keys, emv):
         part.add(commands)
-
-    sync = commands.group("sync", "the upload service")
-    sync.add("run", _sync_run, "run the sync service")
 
     config = commands.group("config", "the configuration file")
     config.add("check", _config_check, "read it, say what is wrong with it")
@@ -131,15 +145,6 @@ def _recover(options: argparse.Namespace, _: HardwareFactory) -> int:
     return 0
 
 
-def _sync_run(options: argparse.Namespace, _: HardwareFactory) -> int:
-    from terminal.sync import service
-
-    config = load(options.config)
-    with stop_on_signals() as stop:
-        service.run(config, clock=SystemClock(), entropy=system_entropy, stop=stop)
-    return 0
-
-
 def _sale(options: argparse.Namespace, _: HardwareFactory) -> int:
     config = load(options.config)
     amount = Amount.parse(options.amount, currency(options.currency or config.terminal.currency))
@@ -164,11 +169,78 @@ def _sale(options: argparse.Namespace, _: HardwareFactory) -> int:
     return 0 if sale["state"] in _MADE else EXIT_NOT_MADE
 
 
-def _resolve(options: argparse.Namespace, _: HardwareFactory) -> int:
+def _keep(options: argparse.Namespace, _: HardwareFactory) -> int:
     client = ControlClient(load(options.config).socket.path)
-    client.call("attention.resolve", {"transaction": options.transaction, "keep": options.keep})
-    print("kept" if options.keep else "voided: the reversal goes to the host by itself")
+    client.call("attention.resolve", {"transaction": options.transaction, "keep": True})
+    print("kept: the sale stands")
     return 0
+
+
+def _void(options: argparse.Namespace, _: HardwareFactory) -> int:
+    client = ControlClient(load(options.config).socket.path)
+    sale = client.call("sale.void", {"sale": options.sale, "wait_ms": options.wait * 1000})
+    if options.json:
+        print(json.dumps(sale))
+        return 0
+    waits = "" if sale["state"] == "reversed" else "; the reversal is safe and goes to the host by itself"
+    print(f"{_amount(sale)}: voided{waits}  {sale['id']}")
+    return 0
+
+
+def _refund(options: argparse.Namespace, _: HardwareFactory) -> int:
+    config = load(options.config)
+    asked = {"sale": options.sale, "reference": options.reference, "wait_ms": options.wait * 1000}
+    client = ControlClient(config.socket.path)
+    if options.amount is not None:
+        # In the sale's currency, whose minor units only the terminal knows: nothing is paid back by asking.
+        code = client.call("sale.result", _named_result(options.sale))["currency"]
+        asked |= {"amount": Amount.parse(options.amount, currency(code)).minor, "currency": code}
+    refund = client.call("sale.refund", asked)
+    if options.json:
+        print(json.dumps(refund))
+    else:
+        match refund["state"]:
+            case "approved":
+                said = "paid back"
+            case "authorising":
+                said = "recorded; it goes to the host by itself, after its sale"
+            case state:
+                said = f"{state} ({refund['reason']}): nothing is paid back"
+        print(f"{_amount(refund)}: {said}  {refund['id']}")
+    return EXIT_NOT_MADE if refund["state"] == "declined" else 0
+
+
+def _acknowledge(options: argparse.Namespace, _: HardwareFactory) -> int:
+    client = ControlClient(load(options.config).socket.path)
+    done = client.call("alert.acknowledge", {"transaction": options.sale})["acknowledged"]
+    print("acknowledged" if done else "there was nothing to acknowledge")
+    return 0
+
+
+def _amount(sale: dict[str, Any]) -> Amount:
+    return Amount(sale["amount_minor"], currency(sale["currency"]))
+
+
+def _named(text: str) -> int | str:
+    """A transaction's number, or its id."""
+    if text.isascii() and text.isdigit() and int(text):
+        return int(text)
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a sale's number nor its id: payterm ledger list shows both"
+        ) from None
+
+
+def _named_result(sale: int | str) -> dict[str, Any]:
+    return {"number": sale} if isinstance(sale, int) else {"transaction": sale}
+
+
+def _seconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= _WAIT_MAX_S):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to {_WAIT_MAX_S}")
+    return int(text)
 
 
 def _status(options: argparse.Namespace, _: HardwareFactory) -> int:
@@ -181,7 +253,7 @@ def _status(options: argparse.Namespace, _: HardwareFactory) -> int:
         return EXIT_NOT_MADE
     link, unsent = status["link"], status["unsent"]
     host = {True: "reached", False: f"not reached: {link['error']}", None: "not tried yet"}[link["online"]]
-    sums = ", ".join(str(Amount(minor, currency(code))) for code, minor in unsent["sums"].items())
+    sums = ", ".join(sum_of(minor, currency(code)) for code, minor in unsent["sums"].items())
     print(f"terminal  {status['terminal']}, payterm {status['version']}")
     print(f"host      {host}")
     print(f"sync      {'running' if link['sync'] else 'not running: sales are stored and wait'}")
@@ -193,8 +265,10 @@ def _status(options: argparse.Namespace, _: HardwareFactory) -> int:
     if storage["history"] != "whole":
         print(f"storage   the journals of terminal and sync do not fit ({storage['history']}): payterm audit verify")
     for sale in status["attention"]:
-        amount = Amount(sale["amount_minor"], currency(sale["currency"]))
-        print(f"decide    {amount} {sale['state']} but never shown: payterm keep|void {sale['id']}")
+        print(f"decide    {_amount(sale)} {sale['state']} but never shown: payterm keep|void {sale['id']}")
+    for lost in status["alerts"]:
+        what = "sold, declined by the host since" if lost["kind"] == "sale" else "to be paid back, declined by the host"
+        print(f"LOST      {_amount(lost)} {what}: payterm acknowledge {lost['sequence']}")
     return 0
 
 

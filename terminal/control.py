@@ -208,8 +208,10 @@ class ControlServer:
 class ControlClient:
     """Calls the terminal. Connects when needed, reconnects after a failure. Not thread-safe."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, unit: str = "payterm") -> None:
+        """`unit` is the service that listens there, for messages."""
         self._path = path
+        self._unit = unit
         self._socket: socket.socket | None = None
         self._received = bytearray()
         self._number = 0
@@ -227,13 +229,14 @@ class ControlClient:
         except (OSError, msgspec.MsgspecError) as error:
             self.close()
             raise TerminalUnavailable(
-                f"the terminal service does not answer at {self._path}: {error}. Stored sales are safe; start payterm."
+                f"the service {self._unit} does not answer at {self._path}: {error}. Stored sales are safe; start "
+                f"{self._unit}."
             ) from error
         if reply.error is not None:
             raise CallRefused(reply.error.code, reply.error.message)
         if reply.id != self._number:
             self.close()
-            raise TerminalUnavailable("the terminal answered another call: connection dropped, try again")
+            raise TerminalUnavailable(f"{self._unit} answered another call: connection dropped, try again")
         return dict(reply.ok or {})
 
     def close(self) -> None:
@@ -263,6 +266,12 @@ class ControlClient:
         line, _, rest = bytes(self._received).partition(b"\n")
         self._received = bytearray(rest)
         return line
+
+
+def asked(calls: Mapping[str, Call], do: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call without a socket, by whoever holds what it is about. Raises `CallRefused`."""
+    call = calls[do]
+    return dict(msgspec.to_builtins(call.handle(msgspec.convert(arguments, call.arguments))))
 
 
 def _peer_uid(connection: socket.socket) -> int:

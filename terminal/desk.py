@@ -95,6 +95,11 @@ class Desk:
             self._condition.notify_all()
             return True
 
+    def is_taking(self, transaction: UUID) -> bool:
+        """Whether this sale lies here and nobody has decided it yet."""
+        with self._condition:
+            return self._is_undecided(transaction)
+
     @property
     def busy(self) -> bool:
         """A sale is being taken, or its card still lies on the reader."""

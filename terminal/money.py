@@ -88,11 +88,20 @@ class Amount:
 
     def format(self, language: str = "en") -> str:
         """The number for people, without the currency: 1,234.50 in English, 1.234,50 in German."""
-        point, group = (".", ",") if language == "en" else (",", ".")
-        scale: int = 10**self.currency.exponent
-        major, minor = divmod(self.minor, scale)
-        text = f"{major:,}".replace(",", group)
-        return f"{text}{point}{minor:0{self.currency.exponent}d}" if self.currency.exponent else text
+        return _number(self.minor, self.currency, language)
 
     def __str__(self) -> str:
-        return f"{self.format()} {self.currency.code}"
+        return sum_of(self.minor, self.currency)
+
+
+def sum_of(minor: int, currency: Currency) -> str:
+    """A sum for people, which may be below nothing or above what one amount may be: -1,234.50 EUR."""
+    return f"{'-' if minor < 0 else ''}{_number(abs(minor), currency, 'en')} {currency.code}"
+
+
+def _number(minor: int, currency: Currency, language: str) -> str:
+    point, group = (".", ",") if language == "en" else (",", ".")
+    scale: int = 10**currency.exponent
+    major, rest = divmod(minor, scale)
+    text = f"{major:,}".replace(",", group)
+    return f"{text}{point}{rest:0{currency.exponent}d}" if currency.exponent else text

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, TypeAlias, TypeVar
+from uuid import UUID
 
 from drivers.interfaces import CardChannel, CardLost, Interface, ReaderFault
 from terminal import RELEASED_MS
@@ -32,7 +33,7 @@ from terminal.emv.outcome import (
     UiRequest,
 )
 from terminal.errors import TerminalError
-from terminal.ledger.errors import IllegalTransition
+from terminal.ledger.errors import IllegalTransition, NotRefundable
 from terminal.ledger.ledger import Ledger
 from terminal.ledger.sealing import Envelopes
 from terminal.ledger.states import State
@@ -115,8 +116,10 @@ class Payments:
     def begin(self, amount: Amount, reference: str | None) -> Transaction:
         """Open a sale, or return the one that this reference names already. Raises `SaleRefused`; no card was asked."""
         if reference is not None and (known := self._ledger.by_reference(reference)) is not None:
-            if known.amount != amount:
-                raise SaleRefused("reference_taken", f"reference {reference!r} belongs to a sale of {known.amount}")
+            if (known.kind, known.amount) != (Kind.SALE, amount):
+                raise SaleRefused(
+                    "reference_taken", f"reference {reference!r} belongs to a {known.kind} of {known.amount}"
+                )
             return known
         code = amount.currency.code
         if code not in self._config.limits:
@@ -126,7 +129,7 @@ class Payments:
         limit = self._config.limit("transaction", code)
         if amount.minor > limit.minor:
             raise SaleRefused("over_limit", f"{amount} is above this terminal's limit of {limit}: nothing was charged")
-        return self._ledger.begin(Kind.SALE, amount, reference)
+        return self._ledger.begin(amount, reference)
 
     def read(self, transaction: Transaction, channel: CardChannel, notify: Callable[[UiRequest], None]) -> Outcome:
         """One card presentation: entry point and kernel over this channel. Raises `ReaderFault`."""
@@ -180,10 +183,41 @@ class Payments:
         self._link.outbox_changed()
         return reversed_
 
+    def take_back(self, sale: UUID) -> Transaction:
+        """Void a sale that stands, or is being authorised. Doing it twice changes nothing. Raises `NotRefundable`.
+
+        For a refund, for a sale of which something was paid back, and for one that never stood.
+        """
+        transaction = self._ledger.transaction(sale)
+        if transaction.state in (State.REVERSING, State.REVERSED):
+            return transaction
+        try:
+            return self.reverse(transaction, ReversalReason.VOID)
+        except IllegalTransition as error:
+            raise NotRefundable(
+                "not_sold", f"this sale is {transaction.state}: nothing was changed, there is nothing to take back"
+            ) from error
+
+    def refund(self, sale: UUID, amount: Amount | None, reference: str | None) -> Transaction:
+        """Pay back a sale, all that is left of it if no amount is given. Raises `NotRefundable`, `ReferenceTaken`."""
+        if amount is None:
+            known = self._ledger.by_reference(reference) if reference else None
+            amount = known.amount if known else self._left_of(sale)
+        refund = self._ledger.commit_refund(
+            sale, amount, reference, lambda opened, number: self._envelopes.refund(opened, number=number)
+        )
+        self._link.outbox_changed()
+        return refund
+
     def answered(self, answer: Answer) -> None:
         """What the host sent for the card, before the answer is committed: whoever waits for it will look here."""
-        if self._ledger.transaction(answer.transaction).state is State.AUTHORISING:
+        transaction = self._ledger.transaction(answer.transaction)
+        if transaction.state is State.AUTHORISING and transaction.kind is Kind.SALE:
             self._answer = answer
+
+    def _left_of(self, sale: UUID) -> Amount:
+        sold = self._ledger.transaction(sale).amount
+        return Amount(sold.minor - self._ledger.refunded(sale).minor, sold.currency)
 
     def _authorise(self, transaction: Transaction, card: CardRead) -> Transaction:
         asked = self._ask(transaction, card)

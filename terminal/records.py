@@ -151,12 +151,6 @@ class Records:
         self._ledger.note(what, uid=os.getuid() if uid is None else uid)
 
 
-def asked(calls: Mapping[str, Call], do: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A call without a socket, by whoever holds the ledger. Raises `CallRefused`."""
-    call = calls[do]
-    return dict(msgspec.to_builtins(call.handle(msgspec.convert(arguments, call.arguments))))
-
-
 def said(handler: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
     """The ledger's refusals, in the socket's words."""
 
@@ -202,7 +196,8 @@ def view(transaction: Transaction) -> dict[str, Any]:
         "reference": transaction.reference,
         "opened_at_ms": transaction.opened_at_ms,
         "time_known": transaction.clock_synchronised or transaction.corrected,
-        "scheme": card.scheme if card else None,
+        "scheme": transaction.scheme,
         "last4": card.last4 if card else None,
         "authorisation_code": transaction.authorisation_code,
+        "of": None if transaction.of is None else str(transaction.of),
     }

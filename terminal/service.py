@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -14,7 +14,7 @@ from terminal import VERSION
 from terminal.config import Config
 from terminal.control import CALLER, Call, CallRefused, Role
 from terminal.desk import Desk, DeskBusy
-from terminal.ledger.errors import AnswerRejected, LedgerError, NoSuchTransaction
+from terminal.ledger.errors import AnswerRejected, LedgerError, NoSuchTransaction, NotRefundable, ReferenceTaken
 from terminal.ledger.ledger import ANSWERS_MAX, Delivered, Head, Ledger
 from terminal.ledger.sealing import verify_answer, verify_countersignature
 from terminal.ledger.states import State
@@ -33,6 +33,7 @@ _PUBLIC: Final = frozenset(
 
 _log = logging.getLogger(__name__)
 _Wait = Annotated[int, msgspec.Meta(ge=0, le=_WAIT_MS_MAX)]
+_Named: TypeAlias = UUID | Annotated[int, msgspec.Meta(ge=1)]  # by its id, or by its number at this terminal
 
 
 class _Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +89,7 @@ class Start(_Arguments, frozen=True):
 
 class Result(_Arguments, frozen=True):
     transaction: UUID | None = None
+    number: Annotated[int, msgspec.Meta(ge=1)] | None = None
     reference: str | None = None
     wait_ms: _Wait = 0
 
@@ -99,6 +101,23 @@ class Cancel(_Arguments, frozen=True):
 class Resolve(_Arguments, frozen=True):
     transaction: UUID
     keep: bool
+
+
+class Void(_Arguments, frozen=True):
+    sale: _Named
+    wait_ms: _Wait = 0
+
+
+class Refund(_Arguments, frozen=True):
+    sale: _Named
+    amount: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    currency: str | None = None
+    reference: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+    wait_ms: _Wait = 0
+
+
+class Acknowledge(_Arguments, frozen=True):
+    transaction: _Named
 
 
 class Service:
@@ -129,13 +148,15 @@ class Service:
         return {
             "outbox.fetch": Call(Fetch, _said(self._fetch), sync),
             "outbox.stored": Call(Stored, _said(self._stored), sync),
-            "answer.deliver": Call(Deliver, _said(self._deliver), sync),
-            "answers.deliver": Call(DeliverMany, _said(self._deliver_many), sync),
+            "answers.deliver": Call(DeliverMany, _said(self._deliver), sync),
             "link.report": Call(Report, _said(self._report), sync),
             "sale.start": Call(Start, _said(self._start), register | operator),
             "sale.result": Call(Result, _said(self._result), register | operator),
             "sale.cancel": Call(Cancel, _said(self._cancel), register | operator),
+            "sale.void": Call(Void, _said(self._void), register | operator),
+            "sale.refund": Call(Refund, _said(self._refund), register | operator),
             "attention.resolve": Call(Resolve, _said(self._resolve), register | operator),
+            "alert.acknowledge": Call(Acknowledge, _said(self._acknowledge), register | operator),
             "status": Call(Nothing, _said(self._status)),
             **self._records.calls(),
         }
@@ -152,6 +173,9 @@ class Service:
                     "event": item.event,
                     "number": item.number,
                     "urgent": item.urgent,
+                    "after": None if item.after is None else str(item.after),
+                    "amount": item.change_minor,
+                    "currency": None if item.currency is None else item.currency.code,
                     "envelope": item.envelope,
                 }
                 for item in self._ledger.outbox(arguments.max)
@@ -164,14 +188,7 @@ class Service:
         self._ledger.mark_handed_over(arguments.keys)
         return {}
 
-    def _deliver(self, arguments: Deliver) -> dict[str, Any]:
-        """One answer, by itself."""
-        (outcome,) = self._committed([arguments])
-        if isinstance(outcome, LedgerError):
-            raise outcome
-        return {"state": outcome}
-
-    def _deliver_many(self, arguments: DeliverMany) -> dict[str, Any]:
+    def _deliver(self, arguments: DeliverMany) -> dict[str, Any]:
         """Many answers with the flushes of one. What is wrong with one of them is said of that one only."""
         outcomes = self._committed(arguments.answers)
         results: list[dict[str, Any]] = []
@@ -278,6 +295,8 @@ class Service:
     def _find(self, arguments: Result) -> Transaction:
         if arguments.transaction is not None:
             return self._ledger.transaction(arguments.transaction)
+        if arguments.number is not None:
+            return self._named(arguments.number)
         found = self._ledger.by_reference(arguments.reference) if arguments.reference else None
         if found is None:
             raise CallRefused("no_such_sale", "no sale with this transaction or reference is known here")
@@ -285,6 +304,52 @@ class Service:
 
     def _cancel(self, arguments: Cancel) -> dict[str, Any]:
         return {"cancelling": self._desk.cancel(arguments.transaction)}
+
+    def _void(self, arguments: Void) -> dict[str, Any]:
+        """Take a sale back, whenever it was made; one that waits for a person's decision has it by that."""
+        sale = self._named(arguments.sale)
+        if self._desk.is_taking(sale.id):
+            raise CallRefused("busy", "this sale is still being taken: cancel it; nothing was changed")
+        before = sale.state
+        after = self._payments.take_back(sale.id)
+        if after.state is not before:
+            self._ledger.note("void", transaction=str(sale.id), uid=CALLER.get())
+        return view(self._heard_of(after, State.REVERSING, arguments.wait_ms))
+
+    def _refund(self, arguments: Refund) -> dict[str, Any]:
+        """Pay back a sale or a part of it."""
+        sale = self._named(arguments.sale)
+        amount = None
+        if arguments.amount is not None:
+            try:
+                amount = Amount(arguments.amount, currency(arguments.currency or sale.amount.currency.code))
+            except MoneyError as error:
+                raise CallRefused("amount", str(error)) from error
+        known = self._ledger.by_reference(arguments.reference) if arguments.reference else None
+        refund = self._payments.refund(sale.id, amount, arguments.reference)
+        if known is None:
+            self._ledger.note("refund", transaction=str(refund.id), uid=CALLER.get())
+        return view(self._heard_of(refund, State.AUTHORISING, arguments.wait_ms))
+
+    def _heard_of(self, transaction: Transaction, waiting: State, wait_ms: int) -> Transaction:
+        """As it is once the host has answered, or when that takes longer."""
+        self._link.wait_for_answer(
+            lambda: self._ledger.transaction(transaction.id).state is not waiting, timeout_ms=wait_ms
+        )
+        return self._ledger.transaction(transaction.id)
+
+    def _named(self, name: UUID | int) -> Transaction:
+        if isinstance(name, UUID):
+            return self._ledger.transaction(name)
+        found = self._ledger.booking_states(name, name, 1)
+        if not found:
+            raise CallRefused("no_such_sale", f"no transaction has the number {name} here: nothing was changed")
+        return self._ledger.transaction(found[0].id)
+
+    def _acknowledge(self, arguments: Acknowledge) -> dict[str, Any]:
+        uid = CALLER.get()
+        transaction = self._named(arguments.transaction)
+        return {"acknowledged": self._ledger.acknowledge(transaction.id, -1 if uid is None else uid)}
 
     def _resolve(self, arguments: Resolve) -> dict[str, Any]:
         unshown = {transaction.id for transaction in self._ledger.unshown()}
@@ -319,6 +384,10 @@ class Service:
                 {name: value for name, value in view(transaction).items() if name in _PUBLIC}
                 for transaction in self._ledger.unshown()
             ],
+            "alerts": [
+                {name: value for name, value in view(transaction).items() if name in _PUBLIC}
+                for transaction in self._ledger.alerts()
+            ],
         }
 
 
@@ -327,15 +396,23 @@ def out_of_order(reason: Callable[[], str]) -> Mapping[str, Call]:
 
     def status(_: Nothing) -> dict[str, Any]:
         # What nobody can say now is null: not nothing.
-        return {"version": VERSION, "trouble": reason(), "busy": False, "unsent": None, "link": None, "attention": []}
+        return {
+            "version": VERSION,
+            "trouble": reason(),
+            "busy": False,
+            "unsent": None,
+            "link": None,
+            "attention": [],
+            "alerts": [],
+        }
 
     def refuse(_: Any) -> dict[str, Any]:
         raise CallRefused("storage", f"{reason()} It is tried again by itself.")
 
     refused = (
-        "sale.start", "sale.result", "sale.cancel", "attention.resolve", "outbox.fetch", "outbox.stored",
-        "answer.deliver", "answers.deliver", "link.report", "ledger.list", "ledger.check", "ledger.backup",
-        "audit.page", "audit.verify", "keys.use", "privacy.export", "privacy.erase",
+        "sale.start", "sale.result", "sale.cancel", "sale.void", "sale.refund", "attention.resolve",
+        "alert.acknowledge", "outbox.fetch", "outbox.stored", "answers.deliver", "link.report", "ledger.list",
+        "ledger.check", "ledger.backup", "audit.page", "audit.verify", "keys.use", "privacy.export", "privacy.erase",
     )  # fmt: skip
     return {"status": Call(Nothing, status)} | {name: Call(dict, refuse) for name in refused}
 
@@ -363,6 +440,10 @@ def refusal(error: LedgerError) -> CallRefused:
             return CallRefused("answer_rejected", str(error))
         case NoSuchTransaction():
             return CallRefused("no_such_sale", str(error))
+        case NotRefundable():
+            return CallRefused(error.reason, str(error))
+        case ReferenceTaken():
+            return CallRefused("reference_taken", str(error))
         case _:
             return CallRefused("ledger", str(error))
 

@@ -21,7 +21,7 @@ from terminal.ledger.journal import BLOCK_BYTES, FileMedium, Medium
 from terminal.ledger.keys import Keyring, SecretKey, TerminalKeys, key_id
 from terminal.ledger.ledger import Ledger, LedgerSettings
 from terminal.ledger.sealing import Envelopes, digest, sealing_info, verify_answer
-from terminal.ledger.values import CardSummary, Decision, Event, Kind, Transaction
+from terminal.ledger.values import CardSummary, Decision, Event, Transaction
 from terminal.money import EUR, Amount
 
 TERMINAL, MERCHANT = "till-1", "shop-1"
@@ -215,7 +215,16 @@ class Rig:
 
     def begin(self, ledger: Ledger, minor: int = 1250, reference: str | None = None) -> Transaction:
         self.clock.now_ms += 1000
-        return ledger.begin(Kind.SALE, Amount(minor, EUR), reference)
+        return ledger.begin(Amount(minor, EUR), reference)
+
+    def refund(
+        self, ledger: Ledger, sale: Transaction, minor: int | None = None, reference: str | None = None
+    ) -> Transaction:
+        self.clock.now_ms += 1000
+        amount = sale.amount if minor is None else Amount(minor, sale.amount.currency)
+        return ledger.commit_refund(
+            sale.id, amount, reference, lambda refund, number: self.envelopes.refund(refund, number=number)
+        )
 
     def finish(self, ledger: Ledger, transaction: Transaction, decision: Decision = Decision.ACCEPTED) -> Transaction:
         return ledger.commit_outcome(

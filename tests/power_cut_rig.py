@@ -47,7 +47,7 @@ from terminal.ledger.states import State
 from terminal.ledger.values import Decision, Event, ReversalReason, Transaction
 from terminal.money import EUR
 
-SETTINGS: Final = LedgerSettings(journal_size_bytes=4 * 1024 * 1024, wal_size_bytes=128 * 1024)
+SETTINGS: Final = LedgerSettings(journal_size_bytes=5 * 1024 * 1024, wal_size_bytes=128 * 1024)
 DIRECTORY: Final = "ledger"  # on the card
 
 BLOCK, SLOT = 4096, 16384
@@ -116,6 +116,17 @@ class Till:
             state,
             lambda: self.ledger.commit_outcome(sale.id, decision=decision, reason="test", card=card, envelope=envelope),
         )
+
+    def refund(self, sale: Transaction) -> Transaction:
+        """Pay back a part of it."""
+        self._count += 1
+        reference = self.marks
+        minor = self.chance.randint(1, sale.amount.minor // 2)
+        for state in ("opened", "authorising"):
+            self._say({"will": reference, "state": state, "minor": minor, "refund": True})
+        after = self.rig.refund(self.ledger, sale, minor, reference)
+        self._promise(after, "authorising")
+        return after
 
     def outcome(self, sale: Transaction, decision: Decision, state: str) -> Transaction:
         return self._commit(sale, state, lambda: self.ledger.commit_outcome(sale.id, decision=decision, reason="test"))
@@ -215,6 +226,19 @@ def voids(till: Till) -> None:
     till.sell(Decision.DECLINED, "declined")
 
 
+def refunds(till: Till) -> None:
+    """A part of a sale is paid back, before and after the host has the sale; the host declines one of two."""
+    sale = till.sell(Decision.ACCEPTED, "accepted")
+    till.show(sale)
+    first = till.refund(sale)
+    till.answer(sale, "approved", "settled")
+    second = till.refund(sale)
+    till.answer(first, "approved", "approved", Event.REFUND)
+    till.answer(second, "declined", "declined", Event.REFUND)
+    till.ledger.acknowledge(second.id, 0)
+    till.refund(sale)  # that one waits
+
+
 def cut_off(till: Till) -> None:
     """The process dies with sales at every stage, and the next one starts."""
     till.begin()
@@ -240,6 +264,8 @@ def tidy(till: Till) -> None:
             till.answer(sale, "reversed", "reversed", Event.REVERSAL)
         elif sale is not None and sale.state is State.ACCEPTED:
             till.answer(sale, "approved", "settled")
+        elif sale is not None and item.event is Event.REFUND:
+            till.answer(sale, "approved", "approved", Event.REFUND)
     for sale in till.ledger.unshown():
         till.show(sale)
     till.rig.clock.now_ms += 61 * 86_400_000
@@ -269,7 +295,7 @@ def copied(till: Till) -> None:
 
 
 UPKEEP_STEPS_MAX: Final = 200
-_PHASES: Final = (offline, online, inserted, late, deliveries, voids, cut_off, restart, tidy, rotate, copied)
+_PHASES: Final = (offline, online, inserted, late, deliveries, voids, refunds, cut_off, restart, tidy, rotate, copied)
 PHASES: Final[dict[str, Callable[[Till], None]]] = {phase.__name__: phase for phase in _PHASES}
 
 
@@ -373,9 +399,12 @@ class Sale:
     id: str | None = None
     number: int | None = None
     answered: set[str] = field(default_factory=set)
+    refund: bool = False
 
     def states(self, settled: dict[str, str]) -> set[str | None]:
         """Those it may be in; None: not there at all."""
+        if self.refund:  # a start takes none back
+            settled = {"opened": settled["opened"]} if "opened" in settled else {}
         return {state if state is None else settled.get(state, state) for state in {self.did, *self.will}}
 
 
@@ -392,6 +421,7 @@ def said_on(told: bytes) -> dict[str, Sale]:
         sale = sales.setdefault(word.get("will") or word["did"], Sale(word["minor"]))
         if "will" in word:
             sale.will.add(word["state"])
+            sale.refund = sale.refund or "refund" in word
         else:
             sale.did = word["state"]
             sale.will.clear()
@@ -431,6 +461,7 @@ class Row:
     minor: int
     state: str
     contact: bool = False
+    refund: bool = False
 
 
 OPEN, OUTCOME, CARD, SHOWN, ANSWER, REVERSAL = range(1, 7)
@@ -500,7 +531,9 @@ def rows_of_journal(entries: Iterable[Entry]) -> dict[str, Row]:
         body, sale = entry.body, entry.body.get("transaction", "")
         row = rows.get(sale)
         if entry.type in {OPEN, OUTCOME} and row is None:
-            row = rows[sale] = Row(body["reference"], body["number"], body["amount"], "opened")
+            row = rows[sale] = Row(
+                body["reference"], body["number"], body["amount"], "opened", refund=body["kind"] == "refund"
+            )
         if row is None:
             continue
         match entry.type:
@@ -551,7 +584,7 @@ class Database:
             sale = str(UUID(key))
             amount = int(self.cell(minor, "transactions", "amount_minor", sale))
             known = json.loads(self.cell(details, "transactions", "details", sale))
-            rows[sale] = Row(known["reference"], number, amount, state)
+            rows[sale] = Row(known["reference"], number, amount, state, refund=known["kind"] == "refund")
         return rows
 
     def check_pages(self) -> None:
@@ -581,7 +614,7 @@ class Database:
             json.loads(self.cell(figures, "totals", "figures", key))["sum"]
             for key, figures in self.select("SELECT key, figures FROM totals")
         )
-        sold = sum(row.minor for row in self.rows().values() if row.state in SOLD)
+        sold = sum(-row.minor if row.refund else row.minor for row in self.rows().values() if row.state in SOLD)
         if totals != sold:
             raise Broken(f"the totals say {totals}, the sales {sold}")
 
@@ -683,7 +716,7 @@ def judge_start(rig: Rig, medium: Callable[[Path, int], Medium], sales: dict[str
 
 def judge_limits(ledger: Ledger, sales: dict[str, Sale], settled: dict[str, str]) -> None:
     """The limits are not to see less than is at risk."""
-    risked = sum(sale.minor for sale in sales.values() if sale.states(settled) <= AT_RISK)
+    risked = sum(sale.minor for sale in sales.values() if not sale.refund and sale.states(settled) <= AT_RISK)
     if (exposure := ledger.exposure(EUR).sum_minor) < risked:
         raise Broken(f"the limits see {exposure} at risk, it is {risked}")
 

@@ -30,6 +30,7 @@ from hwsim.cards.visa import VisaCard
 from hwsim.host import Host, provision
 from terminal import emvsetup
 from terminal.config import Config, load
+from terminal.control import CallRefused
 from terminal.desk import Desk
 from terminal.emv.outcome import Approved, Declined, OnlineRequest, Outcome
 from terminal.ledger.journal import FileMedium
@@ -445,8 +446,15 @@ class Terminal:
         told = []
         for item in self.items():
             self.call("outbox.stored", keys=[item["key"]])
-            told.append(self.call("answer.deliver", key=item["key"], answer=self.answer_to(item))["state"])
+            told.append(self.deliver(item["key"], self.answer_to(item)))
         return told
+
+    def deliver(self, key: str, answer: str) -> str:
+        """One answer; the state that it led to. Raises `CallRefused` if it was not taken."""
+        (result,) = self.call("answers.deliver", answers=[{"key": key, "answer": answer}])["results"]
+        if "error" in result:
+            raise CallRefused(result["error"]["code"], result["error"]["message"])
+        return str(result["state"])
 
     def waiting(self) -> list[OutboxItem]:
         return self.ledger.outbox(100)

@@ -146,7 +146,9 @@ def test_a_sale_without_a_card_is_not_made(terminal: Terminal, capsys: pytest.Ca
         (("sale", "0"), 4, "nothing was charged"),
         (("sale", "1", "USD"), 4, "not set up for USD"),
         (("keep", "00000000-0000-4000-8000-000000000000"), 4, "does not wait"),
-        (("void", "nonsense"), 4, "UUID"),
+        (("void", "7"), 4, "no transaction has the number 7"),
+        (("refund", "7"), 4, "no transaction has the number 7"),
+        (("acknowledge", "00000000-0000-4000-8000-000000000000"), 4, "not in this ledger"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )
@@ -265,6 +267,53 @@ def test_the_list_for_people(
     assert f"Visa {LAST4}" in first
 
 
+# ---- paying back
+
+
+def test_a_refund_for_people_and_scripts(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.online()
+    sale = terminal.pay(1250)
+    with serving(terminal):
+        assert payterm(terminal, "refund", "1", "5.00", "--reference", "back-1") == 0
+        assert "5.00 EUR: paid back" in capsys.readouterr().out
+        terminal.offline()
+        assert payterm(terminal, "refund", str(sale.id), "--wait", "0", "--json") == 0
+        refund = json.loads(capsys.readouterr().out)
+        assert (refund["amount_minor"], refund["state"], refund["of"]) == (750, "authorising", str(sale.id))
+        assert payterm(terminal, "refund", "1", "0.01") == 4
+        no_traceback(capsys, "0.00 EUR of this sale can still be paid back")
+        assert payterm(terminal, "void", "1") == 4
+        no_traceback(capsys, "paid back already")
+        assert payterm(terminal, "refund", "1", "a lot") == 2
+        no_traceback(capsys, "a lot")
+    assert terminal.carry() == ["approved"]
+    assert sum(terminal.booked().values()) == 0
+
+
+@pytest.mark.parametrize("given", [("void", "nonsense"), ("refund", "0"), ("refund", "1", "--wait", "61")])
+def test_what_names_no_sale_is_a_mistake_in_the_arguments(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str], given: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        payterm(terminal, *given)
+    assert left.value.code == 2
+    assert repr(given[-1]) in capsys.readouterr().err
+
+
+def test_a_lost_sale_is_in_the_status_until_it_is_acknowledged(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal.offline()
+    terminal.pay(1251)
+    assert terminal.carry() == ["refused"]
+    with serving(terminal):
+        assert payterm(terminal, "status") == 0
+        assert "LOST      12.51 EUR sold, declined by the host since: payterm acknowledge 1" in capsys.readouterr().out
+        assert payterm(terminal, "acknowledge", "1") == 0
+        assert payterm(terminal, "status") == 0
+    assert "LOST" not in capsys.readouterr().out
+
+
 # ---- nothing there
 
 
@@ -289,7 +338,9 @@ def test_without_a_configuration_nothing_starts(
     no_traceback(capsys, "missing.toml", "No such file", "Nothing was started")
 
 
-@pytest.mark.parametrize("arguments", [("status",), ("sale", "1"), ("keep", "x")], ids="-".join)
+@pytest.mark.parametrize(
+    "arguments", [("status",), ("sale", "1"), ("keep", "x"), ("void", "1"), ("refund", "1", "2.50")], ids="-".join
+)
 def test_without_the_service_commands_say_so(
     terminal: Terminal, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:

@@ -79,8 +79,8 @@ CHANGES = (
     "UPDATE meta SET running_ms = 0",
     "UPDATE meta SET data_key_id = randomblob(4)",
     "UPDATE meta SET chain_key_id = randomblob(4)",
-    "UPDATE meta SET schema_version = 3",
-    "UPDATE meta SET reader_version_min = 3",
+    "UPDATE meta SET schema_version = 4",
+    "UPDATE meta SET reader_version_min = 4",
     "DELETE FROM totals",
 )
 

@@ -29,7 +29,7 @@ from terminal.ledger.ledger import ANSWERS_MAX, Delivered, Ledger, LedgerSetting
 from terminal.ledger.recovery import resolve
 from terminal.ledger.sealing import verify_answer
 from terminal.ledger.states import State
-from terminal.ledger.values import CardSummary, Decision, Event, Exposure, Kind, ReversalReason, Total, Transaction
+from terminal.ledger.values import CardSummary, Decision, Event, Exposure, ReversalReason, Total, Transaction
 from terminal.money import EUR, JPY, USD, Amount
 
 
@@ -162,7 +162,7 @@ def test_a_reference_names_one_sale(rig: Rig) -> None:
     assert ledger.by_reference("Bon №1") == sale
     assert ledger.by_reference("Bon №2") is None
     with pytest.raises(ReferenceTaken):
-        ledger.begin(Kind.SALE, Amount(1250, USD), "Bon №1")
+        ledger.begin(Amount(1250, USD), "Bon №1")
     with pytest.raises(ValueError, match="64"):
         rig.begin(ledger, reference="x" * 65)
 

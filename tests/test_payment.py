@@ -236,10 +236,10 @@ def test_after_a_time_out_a_late_approval_changes_nothing(terminal: Terminal) ->
     authorisation, reversal = terminal.items()
     late = terminal.answer_to(authorisation)
     assert terminal.booked() == {str(sale.id): 4_500}
-    assert terminal.call("answer.deliver", key=authorisation["key"], answer=late) == {"state": "reversing"}
+    assert terminal.deliver(authorisation["key"], late) == "reversing"
     assert terminal.state(sale.id) is State.REVERSING
     done = terminal.answer_to(reversal)
-    assert terminal.call("answer.deliver", key=reversal["key"], answer=done) == {"state": "reversed"}
+    assert terminal.deliver(reversal["key"], done) == "reversed"
     assert terminal.booked() == {}
     assert terminal.ledger.unsent() == []
 
@@ -249,10 +249,10 @@ def test_a_reversal_that_overtakes_its_sale_ends_both(terminal: Terminal) -> Non
     terminal.pay(4_500)
     authorisation, reversal = terminal.items()
     done = terminal.answer_to(reversal)
-    assert terminal.call("answer.deliver", key=reversal["key"], answer=done) == {"state": "reversed"}
+    assert terminal.deliver(reversal["key"], done) == "reversed"
     # The envelope that was overtaken arrives after all, from whatever held it up on the way.
     late = terminal.answer_to(authorisation)
-    assert terminal.call("answer.deliver", key=authorisation["key"], answer=late) == {"state": "reversed"}
+    assert terminal.deliver(authorisation["key"], late) == "reversed"
     assert terminal.booked() == {}
     assert terminal.ledger.unsent() == []
 
@@ -287,7 +287,7 @@ def race(terminal: Terminal, minor: int, head_start_s: float, *, answer_first: b
         start.wait()
         if not answer_first:
             lag.wait(head_start_s)
-        told.append(terminal.call("answer.deliver", key=item["key"], answer=answer)["state"])
+        told.append(terminal.deliver(item["key"], answer))
 
     def both() -> None:
         terminal.link.on_outbox = lambda: None

@@ -27,6 +27,7 @@ from terminal.ledger.journal import RecordType
 from terminal.ledger.keys import Keyring, SecretKey
 from terminal.ledger.ledger import Ledger, LedgerSettings
 from terminal.ledger.medium import SLOT_BYTES
+from terminal.ledger.models import SCHEMA_VERSION
 from terminal.ledger.upkeep import Retention
 from terminal.ledger.values import Decision, Event, ReversalReason, Transaction
 
@@ -247,7 +248,7 @@ def test_a_database_of_an_older_form_leaves_nothing_behind(image: Path, tmp_path
         path = rig.directory / "ledger.db"
         path.write_bytes(FORM_1)
         opened(path).close()
-        assert path.with_name("ledger.db.before-2").exists()
+        assert path.with_name(f"ledger.db.before-{SCHEMA_VERSION}").exists()
     assert explained(image, search(image, shaped(CARD))) == {}
 
 

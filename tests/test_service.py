@@ -47,18 +47,27 @@ def refusal(terminal: Terminal, do: str, **arguments: Any) -> str:
     return refused.value.code if isinstance(refused.value, CallRefused) else "malformed"
 
 
+def disbelieved(terminal: Terminal, key: str, answer: str) -> str:
+    """The code with which this answer is refused."""
+    with pytest.raises(CallRefused) as refused:
+        terminal.deliver(key, answer)
+    return refused.value.code
+
+
 def test_who_may_call_what(terminal: Terminal) -> None:
     sale, everyone = {Role.REGISTER, Role.OPERATOR}, frozenset[Role]()
     assert {name: call.roles for name, call in terminal.calls.items()} == {
         "outbox.fetch": {Role.SYNC},
         "outbox.stored": {Role.SYNC},
-        "answer.deliver": {Role.SYNC},
         "answers.deliver": {Role.SYNC},
         "link.report": {Role.SYNC},
         "sale.start": sale,
         "sale.result": sale,
         "sale.cancel": sale,
+        "sale.void": sale,
+        "sale.refund": sale,
         "attention.resolve": sale,
+        "alert.acknowledge": sale,
         **{
             name: {Role.OPERATOR}
             for name in (
@@ -85,10 +94,7 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         ("outbox.fetch", {"wait_ms": 60_001}, "malformed"),
         ("outbox.stored", {}, "malformed"),
         ("outbox.stored", {"keys": ["x"] * 17}, "malformed"),
-        ("answer.deliver", {"key": f"{NOBODY}/authorisation", "answer": ""}, "no_such_sale"),
-        ("answer.deliver", {"key": "nonsense", "answer": ""}, "no_such_sale"),
-        ("answer.deliver", {"key": "", "answer": ""}, "no_such_sale"),
-        ("answer.deliver", {"key": "x", "answer": "x" * 16_385}, "malformed"),
+        ("answers.deliver", {"answers": [{"key": "x", "answer": "x" * 16_385}]}, "malformed"),
         ("answers.deliver", {}, "malformed"),
         ("answers.deliver", {"answers": [{"key": "x", "answer": ""}] * 33}, "malformed"),
         ("answers.deliver", {"answers": [{"key": "x"}]}, "malformed"),
@@ -115,6 +121,13 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         ("sale.cancel", {}, "malformed"),
         ("attention.resolve", {"transaction": NOBODY, "keep": True}, "no_such_sale"),
         ("attention.resolve", {"transaction": NOBODY}, "malformed"),
+        ("sale.void", {"sale": NOBODY}, "no_such_sale"),
+        ("sale.void", {"sale": 1}, "no_such_sale"),
+        ("sale.void", {"sale": 0}, "malformed"),
+        ("sale.refund", {"sale": NOBODY}, "no_such_sale"),
+        ("sale.refund", {"sale": NOBODY, "amount": 0}, "malformed"),
+        ("sale.refund", {"sale": NOBODY, "amount": 1.5}, "malformed"),
+        ("alert.acknowledge", {"transaction": NOBODY}, "no_such_sale"),
         ("ledger.list", {"limit": 0}, "malformed"),
         ("ledger.list", {"limit": 101}, "malformed"),
         ("status", {"more": True}, "malformed"),
@@ -189,6 +202,102 @@ def test_a_register_waits_for_its_result(terminal: Terminal) -> None:
     assert [(result["state"], result["decided"]) for result in heard] == [("approved", True)]
 
 
+@pytest.mark.parametrize("key", [f"{NOBODY}/authorisation", "nonsense", ""])
+def test_an_answer_to_nothing_is_refused(terminal: Terminal, key: str) -> None:
+    assert disbelieved(terminal, key, "") == "no_such_sale"
+
+
+# ---- taking back and paying back
+
+
+def test_a_sale_is_voided_once(terminal: Terminal) -> None:
+    terminal.online()
+    sale = terminal.pay(1250)
+    terminal.offline()
+    voided = terminal.call("sale.void", sale=sale.number)
+    assert (voided["id"], voided["state"], voided["reason"]) == (str(sale.id), "reversing", "void")
+    assert terminal.call("sale.void", sale=str(sale.id)) == voided  # whoever did not hear asks again
+    assert [item["event"] for item in terminal.items()] == ["reversal"]
+    assert terminal.carry() == ["reversed"]
+    assert terminal.booked() == {}
+    assert terminal.call("sale.void", sale=sale.number)["state"] == "reversed"
+    assert terminal.items() == []
+    assert terminal.ledger.totals() == []
+
+
+def test_a_sale_that_never_stood_is_not_voided(terminal: Terminal) -> None:
+    terminal.offline()
+    waiting = terminal.enter(1250)
+    assert refusal(terminal, "sale.void", sale=str(waiting)) == "busy"
+    terminal.call("sale.cancel", transaction=str(waiting))
+    terminal.run()
+    assert refusal(terminal, "sale.void", sale=str(waiting)) == "not_sold"
+    assert terminal.items() == []
+
+
+def test_a_refund_is_paid_back_once_and_never_more_than_was_sold(terminal: Terminal) -> None:
+    terminal.online()
+    sale = terminal.pay(1250)
+    terminal.offline()
+    part = terminal.call("sale.refund", sale=sale.number, amount=500, reference="back-1")
+    assert (part["kind"], part["state"], part["amount_minor"], part["of"]) == (
+        "refund",
+        "authorising",
+        500,
+        str(sale.id),
+    )
+    assert terminal.call("sale.refund", sale=sale.number, amount=500, reference="back-1") == part
+    assert refusal(terminal, "sale.refund", sale=sale.number, amount=501, reference="back-1") == "reference_taken"
+    assert refusal(terminal, "sale.start", amount=500, currency="EUR", reference="back-1") == "reference_taken"
+    assert refusal(terminal, "sale.refund", sale=sale.number, amount=751) == "over_refunded"
+    assert refusal(terminal, "sale.refund", sale=sale.number, amount=750, currency="USD") == "currency"
+    assert refusal(terminal, "sale.refund", sale=part["sequence"]) == "not_sold"  # of a refund there is none
+    assert refusal(terminal, "sale.void", sale=sale.number) == "refunded"
+    assert refusal(terminal, "sale.void", sale=part["sequence"]) == "refund"
+    (item,) = terminal.items()
+    assert (item["event"], item["after"], item["amount"], item["currency"]) == ("refund", str(sale.id), -500, "EUR")
+    assert terminal.carry() == ["approved"]
+    rest = terminal.call("sale.refund", sale=sale.number, reference="back-2")
+    assert rest["amount_minor"] == 750
+    assert terminal.call("sale.refund", sale=sale.number, reference="back-2") == rest
+    assert terminal.carry() == ["approved"]
+    assert sum(terminal.booked().values()) == 0
+    assert [(total.count, total.sum_minor) for total in terminal.ledger.totals()] == [(3, 0)]
+
+
+def test_a_refund_that_waits_takes_nothing_from_the_limits(terminal: Terminal) -> None:
+    terminal.online()
+    sale = terminal.pay(1250)
+    terminal.offline()
+    terminal.call("sale.refund", sale=sale.number)
+    assert terminal.ledger.exposure(EUR).count == 0
+    (unsent,) = terminal.ledger.unsent()
+    assert (unsent.count, unsent.sum_minor) == (1, -1250)
+    terminal.restart()
+    assert [item["event"] for item in terminal.items()] == ["refund"]  # recovery takes no refund back
+    assert terminal.carry() == ["approved"]
+
+
+def test_what_the_host_says_no_to_afterwards_is_told_until_somebody_has_seen_it(terminal: Terminal) -> None:
+    terminal.offline()
+    sale = terminal.pay(1251)  # the issuer has no money for it
+    refund = terminal.call("sale.refund", sale=sale.number)
+    assert terminal.call("status")["alerts"] == []
+    assert terminal.carry() == ["refused", "declined"]
+    alerts = terminal.call("status")["alerts"]
+    assert [(alert["id"], alert["state"]) for alert in alerts] == [
+        (str(sale.id), "refused"),
+        (refund["id"], "declined"),
+    ]
+    assert not {"last4", "reference", "scheme"} & set(alerts[0])
+    terminal.restart()
+    assert [alert["id"] for alert in terminal.call("status")["alerts"]] == [str(sale.id), refund["id"]]
+    assert terminal.call("alert.acknowledge", transaction=sale.number) == {"acknowledged": True}
+    assert terminal.call("alert.acknowledge", transaction=str(sale.id)) == {"acknowledged": False}
+    terminal.restart()
+    assert [alert["id"] for alert in terminal.call("status")["alerts"]] == [refund["id"]]
+
+
 # ---- what sync is given
 
 
@@ -202,7 +311,7 @@ def test_an_item_is_offered_until_it_is_stored(terminal: Terminal) -> None:
     assert terminal.items() == []
     terminal.restart()
     assert terminal.items() == [item]  # to heal a spool that was lost
-    assert terminal.call("answer.deliver", key=item["key"], answer=terminal.answer_to(item)) == {"state": "settled"}
+    assert terminal.deliver(item["key"], terminal.answer_to(item)) == "settled"
     terminal.restart()
     assert terminal.items() == []
 
@@ -258,7 +367,7 @@ def test_sync_is_heard_by_each_of_its_calls(terminal: Terminal) -> None:
     for do, arguments in (
         ("outbox.fetch", {}),
         ("outbox.stored", {"keys": []}),
-        ("answer.deliver", {"key": item["key"], "answer": answer}),
+        ("answers.deliver", {"answers": [{"key": item["key"], "answer": answer}]}),
         ("link.report", {"online": True}),
     ):
         terminal.clock.sleep_ms(60_000)
@@ -386,7 +495,7 @@ def broken_into(terminal: Terminal) -> Hostile:
     earlier = terminal.pay(1250)
     (item,) = terminal.items()
     other = terminal.answer_to(item)
-    terminal.call("answer.deliver", key=item["key"], answer=other)
+    terminal.deliver(item["key"], other)
     assert terminal.state(earlier.id) is State.SETTLED
     terminal.withheld()
     terminal.pay(4_500)
@@ -408,7 +517,7 @@ def standing(terminal: Terminal, sale: UUID) -> tuple[Any, ...]:
 def test_no_forged_answer_changes_anything(hostile: Hostile, forgery: Callable[[Hostile], str]) -> None:
     terminal = hostile.terminal
     before = standing(terminal, hostile.sale.id)
-    assert refusal(terminal, "answer.deliver", key=hostile.item["key"], answer=forgery(hostile)) == "answer_rejected"
+    assert disbelieved(terminal, hostile.item["key"], forgery(hostile)) == "answer_rejected"
     assert standing(terminal, hostile.sale.id) == before
     assert terminal.state(hostile.sale.id) is State.ACCEPTED
 
@@ -417,7 +526,7 @@ def test_forgeries_leave_nothing_behind_and_do_not_hinder_the_truth(terminal: Te
     """The negative control of the forgeries, too: an answer that is the host's is believed."""
     hostile = broken_into(terminal)
     for forgery in FORGERIES.values():
-        refusal(terminal, "answer.deliver", key=hostile.item["key"], answer=forgery(hostile))
+        disbelieved(terminal, hostile.item["key"], forgery(hostile))
     terminal.restart()
     assert terminal.state(hostile.sale.id) is State.ACCEPTED
     assert terminal.carry() == ["settled"]
@@ -445,7 +554,7 @@ def test_even_the_host_must_mean_what_was_sent(hostile: Hostile, changed: dict[s
     digest = terminal.ledger.outbox_item(hostile.item["key"]).sha256
     before = standing(terminal, hostile.sale.id)
     forged = hostile.signed(hostile.claims(envelope=digest) | changed, key)
-    assert refusal(terminal, "answer.deliver", key=hostile.item["key"], answer=forged) == "answer_rejected"
+    assert disbelieved(terminal, hostile.item["key"], forged) == "answer_rejected"
     assert standing(terminal, hostile.sale.id) == before
 
 
@@ -454,7 +563,7 @@ def test_what_the_host_meant_is_believed(terminal: Terminal) -> None:
     hostile = broken_into(terminal)
     digest = terminal.ledger.outbox_item(hostile.item["key"]).sha256
     good = hostile.signed(hostile.claims(envelope=digest), terminal.host.keys.answer)
-    assert terminal.call("answer.deliver", key=hostile.item["key"], answer=good) == {"state": "settled"}
+    assert terminal.deliver(hostile.item["key"], good) == "settled"
 
 
 def test_an_approval_cannot_be_forged_while_a_customer_waits(terminal: Terminal) -> None:
@@ -478,7 +587,7 @@ def test_an_approval_cannot_be_forged_while_a_customer_waits(terminal: Terminal)
             }
             headers = {"typ": "payterm-answer", "kid": key_id(terminal.keys.host_answer)}
             answer = PyJWS().encode(json.dumps(claims).encode(), own, algorithm="EdDSA", headers=headers)
-            assert refusal(terminal, "answer.deliver", key=item["key"], answer=answer) == "answer_rejected"
+            assert disbelieved(terminal, item["key"], answer) == "answer_rejected"
         terminal.clock.hurry_ms = 1_000
 
     terminal.link.on_outbox = forge
@@ -490,15 +599,15 @@ def test_an_answer_twice_is_the_same_answer(terminal: Terminal) -> None:
     sale = terminal.pay(1250)
     (item,) = terminal.items()
     answer = terminal.answer_to(item)
-    assert terminal.call("answer.deliver", key=item["key"], answer=answer) == {"state": "settled"}
+    assert terminal.deliver(item["key"], answer) == "settled"
     after = standing(terminal, sale.id)
-    assert terminal.call("answer.deliver", key=item["key"], answer=answer) == {"state": "settled"}
+    assert terminal.deliver(item["key"], answer) == "settled"
     assert standing(terminal, sale.id) == after
 
 
 def test_an_unbelievable_answer_is_in_the_audit_trail(terminal: Terminal) -> None:
     hostile, free = broken_into(terminal), terminal.ledger.free_slots
-    refusal(terminal, "answer.deliver", key=hostile.item["key"], answer="garbage")
+    disbelieved(terminal, hostile.item["key"], "garbage")
     assert terminal.ledger.free_slots == free - 1
 
 
@@ -516,7 +625,7 @@ def test_a_flapping_network_does_not_fill_the_journal(terminal: Terminal) -> Non
 def test_a_lying_sync_does_not_fill_the_journal(terminal: Terminal) -> None:
     hostile = broken_into(terminal)
     for _ in range(CHATTER):
-        refusal(terminal, "answer.deliver", key=hostile.item["key"], answer="garbage")
+        disbelieved(terminal, hostile.item["key"], "garbage")
     assert terminal.begin(1250).state is State.OPENED
 
 

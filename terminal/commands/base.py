@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from terminal.clock import SystemClock, system_entropy
 from terminal.config import Config, load
-from terminal.control import ControlClient, TerminalUnavailable
+from terminal.control import ControlClient, TerminalUnavailable, asked
+from terminal.money import currency, sum_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,7 +79,7 @@ def records(config: Config) -> Iterator[Ask]:
             raise
         from terminal import app
         from terminal.ledger.errors import LedgerLocked
-        from terminal.records import Records, asked
+        from terminal.records import Records
 
         with contextlib.ExitStack() as opened:
             try:
@@ -92,6 +93,42 @@ def records(config: Config) -> Iterator[Ask]:
         return
     with contextlib.closing(client):
         yield client.call
+
+
+@contextlib.contextmanager
+def queue(config: Config) -> Iterator[Ask]:
+    """Whoever answers calls about the queue: the running sync service, or the spool itself.
+
+    Raises `TerminalUnavailable` when there is neither, `KeyUnavailable`, `SpoolUnavailable` when the spool is in use.
+    """
+    client = ControlClient(config.sync.socket, unit="payterm-sync")
+    try:
+        client.call("sync.status")
+    except TerminalUnavailable:
+        if not config.sync.directory.exists():
+            raise
+        from terminal.sync import service
+
+        with service.queue_at_rest(config, SystemClock(), system_entropy) as calls:
+            yield lambda do, arguments: asked(calls, do, arguments)
+        return
+    with contextlib.closing(client):
+        yield client.call
+
+
+def money(minor: int | None, code: str | None) -> str:
+    """A sum for a table; blank where there is none."""
+    return "" if minor is None or code is None else sum_of(minor, currency(code))
+
+
+def age(ms: int | None) -> str:
+    """How long, in one or two words: 12 s, 5 min, 3 h, 2 d."""
+    if ms is None:
+        return ""
+    for unit_ms, unit, up_to in ((1_000, "s", 120), (60_000, "min", 120), (3_600_000, "h", 48)):
+        if ms < unit_ms * up_to:
+            return f"{max(0, ms) // unit_ms} {unit}"
+    return f"{ms // 86_400_000} d"
 
 
 def print_json(value: object) -> None:

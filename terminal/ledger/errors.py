@@ -104,10 +104,19 @@ class NoSuchTransaction(LedgerError):
         super().__init__(f"{what} is not in this ledger: nothing was charged under it here; check what was asked for")
 
 
+class NotRefundable(LedgerError):
+    """This refund, or this void, would pay back more than was sold. Nothing was changed. `reason` is a stable word."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ReferenceTaken(LedgerError):
-    """A register's reference came again with another amount."""
+    """A register's reference came again with another amount, or for something else."""
 
     def __init__(self) -> None:
         super().__init__(
-            "this reference already belongs to a sale of another amount: nothing new was charged; use a fresh reference"
+            "this reference already belongs to a sale or refund of another amount: nothing new was charged or paid "
+            "back; use a fresh reference"
         )

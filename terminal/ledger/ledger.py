@@ -37,6 +37,7 @@ from terminal.ledger.errors import (
     LedgerLocked,
     NoRoom,
     NoSuchTransaction,
+    NotRefundable,
     ReferenceTaken,
 )
 from terminal.ledger.inspection import Inspection
@@ -54,7 +55,7 @@ from terminal.ledger.medium import MirrorMedium
 from terminal.ledger.parts import Parts
 from terminal.ledger.recovery import RecoveryReport, SecondCopy, move_aside, recover
 from terminal.ledger.sealing import digest
-from terminal.ledger.states import AT_RISK, State, advance
+from terminal.ledger.states import AT_RISK, SOLD, State, advance
 from terminal.ledger.store import Store, facts_of, outbox_key
 from terminal.ledger.upkeep import Retention, Upkeep
 from terminal.ledger.values import (
@@ -67,6 +68,7 @@ from terminal.ledger.values import (
     Kind,
     OutboxItem,
     ReversalReason,
+    Standing,
     Total,
     Transaction,
     Unsent,
@@ -100,6 +102,7 @@ _WAITING: Final = frozenset({State.AUTHORISING, State.ACCEPTED, State.REVERSING}
 
 OpenMedium: TypeAlias = Callable[[Path, int], Medium]
 MakeEnvelope: TypeAlias = Callable[[int], str]
+MakeRefund: TypeAlias = Callable[[Transaction, int], str]
 Delivered: TypeAlias = tuple[UUID, Event, Answer, str]
 """Whose answer it is, to which event, what it says, and the host's signed text."""
 
@@ -264,40 +267,15 @@ class Ledger:
 
     # Changes
 
-    def begin(self, kind: Kind, amount: Amount, reference: str | None) -> Transaction:
-        """Open a transaction and reserve its amount. Not durable by itself: nothing has been promised yet.
+    def begin(self, amount: Amount, reference: str | None) -> Transaction:
+        """Open a sale and reserve its amount. Not durable by itself: nothing has been promised yet.
 
-        A reference that came before with the same amount returns that transaction, in whatever state it is. Raises
+        A reference that came before with the same amount returns that sale, in whatever state it is. Raises
         `ReferenceTaken`, `JournalFull`.
         """
-        if reference is not None and not 0 < len(reference) <= REFERENCE_CHARS_MAX:
-            raise ValueError(f"a reference has 1 to {REFERENCE_CHARS_MAX} characters")
         with self._parts.held():
-            earlier = None if reference is None else self._by_reference(reference)
-            if earlier is not None:
-                if earlier.amount != amount:
-                    raise ReferenceTaken
-                return earlier
-            self._make_sure_of_room()
-            transaction = Transaction(
-                id=UUID(bytes=self._entropy(16), version=4),
-                number=self._next_number,
-                kind=kind,
-                amount=amount,
-                reference=reference,
-                opened_at_ms=self._clock.wall_ms(),
-                clock_synchronised=self._clock.synchronised(),
-                state=State.OPENED,
-                running_ms=self._running_ms(),
-            )
-            self._parts.append_unflushed(RecordType.OPEN, facts_of(transaction))
-            self._next_number += 1
-            self._parts.opened[transaction.id] = transaction
-            if self._latest_wall_ms is not None:
-                self._latest_wall_ms = max(self._latest_wall_ms, transaction.opened_at_ms)
-            self._at_risk[transaction.id] = transaction
-            self._running.add(transaction.id)
-            return transaction
+            earlier = self._earlier(Kind.SALE, amount, reference, None)
+            return earlier or self._open(Kind.SALE, amount, reference, None)
 
     def commit_outcome(
         self,
@@ -346,6 +324,36 @@ class Ledger:
             self._next_envelope += envelope is not None
             return self._settle(transaction)
 
+    def commit_refund(self, sale: UUID, amount: Amount, reference: str | None, envelope: MakeRefund) -> Transaction:
+        """Pay back a sale, or a part of it; durable on return and queued for the host, after the sale itself.
+
+        `envelope` is called with the refund and the number to make it for. A reference that came before for the same
+        returns that refund. Raises `NotRefundable`, `NoSuchTransaction`, `ReferenceTaken`, `JournalFull`,
+        `DiskTrouble`.
+        """
+        with self._parts.held():
+            earlier = self._earlier(Kind.REFUND, amount, reference, sale)
+            if earlier is not None:
+                return earlier
+            sold = self._find(sale)
+            self._check_refund(sold, amount)
+            refund = self._open(Kind.REFUND, amount, reference, sale)
+            jws = envelope(refund, self._next_envelope)
+            sent = {"number": self._next_envelope, "sha256": digest(jws)}
+            named = {"transaction": str(refund.id), "event": Event.REFUND.value}
+            self._parts.append(RecordType.CARD, named | sent, jws.encode("ascii"))
+            body = facts_of(refund) | {
+                "decision": Decision.ONLINE.value,
+                "reason": "refund",
+                "scheme": sold.scheme,
+                "contact": False,
+                "envelope": sent,
+            }
+            self._parts.append(RecordType.OUTCOME, body)
+            self._parts.commit()
+            self._next_envelope += 1
+            return self._settle(refund.id)
+
     def commit_answer(self, transaction: UUID, event: Event, answer: Answer, jws: str) -> Transaction:
         """The host's verified answer on a sale, durable on return; card data is erased. A repetition changes nothing.
 
@@ -387,11 +395,20 @@ class Ledger:
     def commit_reversal(self, transaction: UUID, reason: ReversalReason, envelope: MakeEnvelope) -> Transaction:
         """Take a sale back, durable on return and queued for the host.
 
-        `timeout` and `recovered` fit only while no answer has come; `void` also takes back what was sold. Raises
-        `IllegalTransition`, `NoSuchTransaction`, `DiskTrouble`.
+        `timeout` and `recovered` fit only while no answer has come; `void` also takes back what was sold, as long as
+        nothing of it was paid back. A refund is never taken back: it is sent until it is answered. Raises
+        `IllegalTransition`, `NotRefundable`, `NoSuchTransaction`, `DiskTrouble`.
         """
         with self._parts.held():
-            advance(self._find(transaction).state, reason.change)
+            before = self._find(transaction)
+            if before.kind is not Kind.SALE:
+                raise NotRefundable("refund", "a refund cannot be taken back: nothing was changed; charge it anew")
+            advance(before.state, reason.change)
+            if reason is ReversalReason.VOID and self._refunded_minor(transaction):
+                raise NotRefundable(
+                    "refunded",
+                    "something of this sale was paid back already: nothing was changed; refund what is left of it",
+                )
             jws = envelope(self._next_envelope)
             body = {
                 "transaction": str(transaction),
@@ -484,6 +501,20 @@ class Ledger:
                 case ClockStepped(by_ms):
                     self.note("clock_step", by_ms=by_ms)
 
+    def acknowledge(self, transaction: UUID, uid: int) -> bool:
+        """Somebody has seen that the host said no: `alerts` names it no more. Durable on return.
+
+        False when there was nothing to acknowledge. Raises `NoSuchTransaction`, `DiskTrouble`.
+        """
+        with self._parts.held():
+            self._find(transaction)
+            if transaction not in {each.id for each in self._parts.store.alerts()}:
+                return False
+            details = {"transaction": str(transaction), "uid": uid}
+            self._parts.append(RecordType.EVENT, {"what": "alert_acknowledged", "details": details})
+            self._parts.commit()
+            return True
+
     def flush(self) -> None:
         """For idle time: everything so far is durable on return."""
         with self._parts.held():
@@ -525,7 +556,11 @@ class Ledger:
     def authorising(self) -> list[Transaction]:
         """What waits for the host while a customer waits."""
         with self._parts.held():
-            return [transaction for transaction in self._at_risk.values() if transaction.state is State.AUTHORISING]
+            return [
+                transaction
+                for transaction in self._at_risk.values()
+                if transaction.state is State.AUTHORISING and transaction.kind is Kind.SALE
+            ]
 
     def completing(self) -> list[Transaction]:
         """Approved by the host, the card's last word missing."""
@@ -542,6 +577,29 @@ class Ledger:
             return [
                 transaction for transaction in self._parts.store.unshown() if transaction.id not in self._parts.shown
             ]
+
+    def alerts(self) -> list[Transaction]:
+        """What the host said no to after a customer was told yes, until somebody has acknowledged it."""
+        with self._parts.held():
+            return self._parts.store.alerts()
+
+    def refunded(self, sale: UUID) -> Amount:
+        """How much of a sale was paid back, or is being. Raises `NoSuchTransaction`."""
+        with self._parts.held():
+            return Amount(self._refunded_minor(sale), self._find(sale).amount.currency)
+
+    def booking_states(self, first: int, last: int, limit: int) -> list[Standing]:
+        """Transactions with a number from `first` to `last`, in order, at most `limit`: to be held against the host's.
+
+        What is open, with nothing recorded but that it was begun, is not among them.
+        """
+        with self._parts.held():
+            return self._parts.store.standings(first, last, limit)
+
+    def last_number(self) -> int:
+        """Of the newest transaction; 0 before the first."""
+        with self._parts.held():
+            return self._next_number - 1
 
     def outbox(self, limit: int) -> list[OutboxItem]:
         """What is to be handed over to sync: urgent first, then in the order of its numbers."""
@@ -566,7 +624,7 @@ class Ledger:
         return [
             Unsent(
                 currency=some[0].amount.currency,
-                sum_minor=sum(one.amount.minor for one in some),
+                sum_minor=sum(one.signed_minor for one in some),
                 count=len(some),
                 oldest_wall_ms=min(one.opened_at_ms for one in some),
             )
@@ -576,7 +634,11 @@ class Ledger:
     def exposure(self, currency: Currency) -> Exposure:
         """What the merchant stands to lose, open sales included."""
         with self._parts.held():
-            some = [transaction for transaction in self._at_risk.values() if transaction.amount.currency == currency]
+            some = [
+                transaction
+                for transaction in self._at_risk.values()
+                if transaction.amount.currency == currency and transaction.kind is Kind.SALE
+            ]
         return Exposure(
             sum_minor=sum(transaction.amount.minor for transaction in some),
             count=len(some),
@@ -604,6 +666,62 @@ class Ledger:
             return self._parts.journal.free_slots
 
     # Inside
+
+    def _earlier(self, kind: Kind, amount: Amount, reference: str | None, of: UUID | None) -> Transaction | None:
+        """What this reference was given to before. Raises `ReferenceTaken` if that was something else."""
+        if reference is None:
+            return None
+        if not 0 < len(reference) <= REFERENCE_CHARS_MAX:
+            raise ValueError(f"a reference has 1 to {REFERENCE_CHARS_MAX} characters")
+        earlier = self._by_reference(reference)
+        if earlier is not None and (earlier.kind, earlier.amount, earlier.of) != (kind, amount, of):
+            raise ReferenceTaken
+        return earlier
+
+    def _open(self, kind: Kind, amount: Amount, reference: str | None, of: UUID | None) -> Transaction:
+        self._make_sure_of_room()
+        transaction = Transaction(
+            id=UUID(bytes=self._entropy(16), version=4),
+            number=self._next_number,
+            kind=kind,
+            amount=amount,
+            reference=reference,
+            opened_at_ms=self._clock.wall_ms(),
+            clock_synchronised=self._clock.synchronised(),
+            state=State.OPENED,
+            running_ms=self._running_ms(),
+            of=of,
+        )
+        self._parts.append_unflushed(RecordType.OPEN, facts_of(transaction))
+        self._next_number += 1
+        self._parts.opened[transaction.id] = transaction
+        if self._latest_wall_ms is not None:
+            self._latest_wall_ms = max(self._latest_wall_ms, transaction.opened_at_ms)
+        self._at_risk[transaction.id] = transaction
+        self._running.add(transaction.id)
+        return transaction
+
+    def _refunded_minor(self, sale: UUID) -> int:
+        """What stands, or is on its way to the host."""
+        refunds = {refund.id: refund for refund in self._parts.store.refunds(sale)}
+        refunds |= {each.id: each for each in self._parts.opened.values() if each.of == sale}
+        return sum(each.amount.minor for each in refunds.values() if each.state not in {State.DECLINED, State.VOID})
+
+    def _check_refund(self, sale: Transaction, amount: Amount) -> None:
+        """Raises `NotRefundable`."""
+        if sale.kind is not Kind.SALE or sale.state not in SOLD:
+            raise NotRefundable(
+                "not_sold", f"transaction {sale.number} is no sale that stands: nothing was paid back; check its state"
+            )
+        if sale.amount.currency != amount.currency:
+            raise NotRefundable(
+                "currency", f"it was sold in {sale.amount.currency.code}: nothing was paid back; refund it in that"
+            )
+        left = Amount(sale.amount.minor - self._refunded_minor(sale.id), sale.amount.currency)
+        if not 0 < amount.minor <= left.minor:
+            raise NotRefundable(
+                "over_refunded", f"{left} of this sale can still be paid back: nothing was; give an amount up to that"
+            )
 
     def _append_answer(
         self, group: _Group, transaction: UUID, event: Event, answer: Answer, jws: str
@@ -650,7 +768,7 @@ class Ledger:
             self._at_risk[transaction] = after
         else:
             self._at_risk.pop(transaction, None)
-        if after.state not in AT_RISK or after.state is State.ACCEPTED:
+        if after.state not in AT_RISK or after.state is State.ACCEPTED or after.kind is Kind.REFUND:
             self._running.discard(transaction)
         if after.state in _WAITING:
             self._waiting[transaction] = after

@@ -27,8 +27,8 @@ from peewee import SQL, BlobField, BooleanField, IntegerField, Model, SqliteData
 
 from terminal.ledger.fields import EncryptedField, EncryptedInt, EncryptedJson, EncryptedText, FieldCipher
 
-SCHEMA_VERSION: Final = 2
-READER_VERSION_MIN: Final = 2  # the oldest release form that can still read what this one writes
+SCHEMA_VERSION: Final = 3
+READER_VERSION_MIN: Final = 3  # the oldest release form that can still read what this one writes
 
 _PAGE_BYTES: Final = 4096
 _LOG_BYTES_DEFAULT: Final = 1000 * _PAGE_BYTES  # where SQLite itself starts its log over, until `size_log` says more
@@ -202,6 +202,8 @@ class TransactionRow(Model):
     final_ms = IntegerField(null=True)  # null: not final; 0: final, but no clock said when
     has_card = BooleanField(constraints=[_ZERO], default=False)
     card_tag = BlobField(null=True)
+    of = UUIDField(null=True)  # the sale that a refund is about
+    alert = BooleanField(constraints=[_ZERO], default=False)  # the host has said no afterwards; nobody has seen it yet
 
     class Meta:
         table_name = "transactions"
@@ -320,6 +322,8 @@ class Tables:
         "CREATE INDEX transactions_final ON transactions (final_ms) WHERE final_ms IS NOT NULL",
         "CREATE INDEX transactions_with_card ON transactions (final_ms) WHERE has_card = 1",
         "CREATE INDEX transactions_of_card ON transactions (card_tag) WHERE card_tag IS NOT NULL",
+        'CREATE INDEX transactions_of_sale ON transactions ("of") WHERE "of" IS NOT NULL',
+        "CREATE INDEX transactions_alert ON transactions (number) WHERE alert = 1",
     )
 
     def __init__(self, database: LedgerDatabase) -> None:

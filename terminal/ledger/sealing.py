@@ -115,6 +115,10 @@ class Envelopes:
             "sealed": urlsafe_b64encode(sealed).rstrip(b"=").decode(),
         })  # fmt: skip
 
+    def refund(self, refund: Transaction, *, number: int) -> str:
+        """Ask the host to pay back to the card of the sale: it knows that card, so nothing of it is said here."""
+        return self._sign({**self._facts(refund, Event.REFUND, number), "of": str(refund.of)})
+
     def reversal(self, transaction: Transaction, *, number: int, reason: ReversalReason) -> str:
         """Tell the host that the sale did not happen."""
         return self._sign({**self._facts(transaction, Event.REVERSAL, number), "reason": reason.value})
@@ -203,7 +207,7 @@ class _Answer(msgspec.Struct, frozen=True):
     """The payload of an answer, version 1. Names that are not listed are ignored: a host may say more."""
 
     v: Literal[1]
-    event: Literal["authorisation", "reversal"]
+    event: Literal["authorisation", "refund", "reversal"]
     transaction: UUID
     terminal: str
     amount: int

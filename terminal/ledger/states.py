@@ -82,6 +82,9 @@ FINAL: Final = frozenset(State) - {state for state, _ in _TABLE}
 SOLD: Final = frozenset({State.ACCEPTED, State.APPROVED, State.SETTLED})
 """The customer has paid, as far as this terminal knows: these are shown as approved and counted in the totals."""
 
+LOST: Final = frozenset({State.REFUSED})
+"""Promised to a customer, and the host has said no since: somebody has to know."""
+
 AT_RISK: Final = frozenset({State.OPENED, State.AUTHORISING, State.ACCEPTED})
 """What counts against the offline limits: accepted without the host's word, or perhaps about to be."""
 

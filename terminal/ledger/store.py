@@ -14,7 +14,7 @@ import sqlite3
 from base64 import urlsafe_b64decode
 from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,7 @@ from terminal.ledger.models import (
     TransactionRow,
     compiled,
 )
-from terminal.ledger.states import AT_RISK, SOLD, State, advance
+from terminal.ledger.states import AT_RISK, LOST, SOLD, State, advance
 from terminal.ledger.tally import Tally
 from terminal.ledger.values import (
     CardSummary,
@@ -49,6 +49,7 @@ from terminal.ledger.values import (
     Kind,
     OutboxItem,
     ReversalReason,
+    Standing,
     Total,
     Transaction,
     Unsent,
@@ -71,8 +72,7 @@ _UNFINISHED: Final = frozenset({State.OPENED, State.AUTHORISING, State.ACCEPTED,
 """Somebody still has to say something; every other state stays unless a person takes the sale back."""
 
 _UNDATED: Final = 0  # as `final_ms`: final, but the clock was not to be trusted
-_CLOCK_SET: Final = "clock_set"
-_SYNC_HEAD: Final = "sync_head"
+_REFUND_SHOWN: Final = "refund"  # there is no card in front of it that must be told
 _TOUCHED_MAX: Final = 64  # rows held back: a whole journal is applied in one go when the ledger is rebuilt
 _AT_ONCE: Final = 500  # transactions of one card, records dropped: what is found under one holding of the lock
 
@@ -106,7 +106,7 @@ def facts_of(transaction: Transaction) -> dict[str, Any]:
         "reference": transaction.reference,
         "opened_at": transaction.opened_at_ms,
         "clock_synchronised": transaction.clock_synchronised,
-    }
+    } | ({} if transaction.of is None else {"of": str(transaction.of)})
 
 
 class Store:
@@ -292,16 +292,14 @@ class Store:
             case RecordType.CHECKPOINT:
                 self._apply_checkpoint(record, meta)
             case RecordType.EVENT:
-                if record.body["what"] == _CLOCK_SET:
-                    self._apply_clock_set(record)
-                elif record.body["what"] == _SYNC_HEAD:
-                    meta.sync_head = _encoded(record.body["details"])
+                self._apply_event(record, meta)
             case RecordType.CARD:
                 pass  # it counts with the OUTCOME that follows it
 
     def _insert(self, record: Record, meta: MetaRow) -> TransactionRow:
         body = record.body
         meta.last_number = max(meta.last_number, body["number"])
+        is_refund = Kind(body["kind"]) is Kind.REFUND
         return self._touched.insert(
             id=UUID(body["transaction"]),
             number=body["number"],
@@ -316,6 +314,8 @@ class Store:
             monotonic_ms=record.monotonic_ms,
             running_ms=meta.running_ms,
             synchronised=body["clock_synchronised"],
+            of=UUID(body["of"]) if is_refund else None,
+            shown=_REFUND_SHOWN if is_refund else None,
         )
 
     def _apply_outcome(self, record: Record, meta: MetaRow) -> None:
@@ -332,8 +332,10 @@ class Store:
         self._move(row, advance(State(row.state), decision.change), learnt, record)
         if body["envelope"] is not None:
             # CARD is written first: an OUTCOME that continues the chain has its CARD right before it.
-            urgent = decision is Decision.ONLINE
-            self._queue(record.sequence - 1, id_, Event.AUTHORISATION, body["envelope"], meta, urgent=urgent)
+            is_sale = row.of is None
+            event = Event.AUTHORISATION if is_sale else Event.REFUND
+            urgent = decision is Decision.ONLINE and is_sale
+            self._queue(record.sequence - 1, id_, event, body["envelope"], meta, urgent=urgent)
         elif decision is Decision.ACCEPTED:
             self._run(self._sql.no_hurry, key=outbox_key(id_, Event.AUTHORISATION))
 
@@ -367,6 +369,8 @@ class Store:
             if state is State.REVERSING:
                 learnt.pop("reason", None)  # why it is being reversed stays
             self._move(row, state, learnt, record)
+            # Nobody waits in front of a refund: whoever paid it back learns of a decline by this only.
+            row.alert = state in LOST or (row.of is not None and state is State.DECLINED)
         items = self._outbox.all(self._sql.of_transaction, transaction=id_.hex)
         self._answered([item for item in items if Event(item.event) in ended_by(event)])
 
@@ -380,6 +384,18 @@ class Store:
         id_ = UUID(record.body["checkpoint"])
         self._queue(record.sequence, id_, Event.CHECKPOINT, record.body, meta, urgent=False)
         meta.last_checkpoint = record.sequence
+
+    def _apply_event(self, record: Record, meta: MetaRow) -> None:
+        """Of what is only noted, a little counts."""
+        match record.body["what"]:
+            case "clock_set":
+                self._apply_clock_set(record)
+            case "sync_head":
+                meta.sync_head = _encoded(record.body["details"])
+            case "alert_acknowledged":
+                self._apply_acknowledgement(record)
+            case _:
+                pass
 
     def _apply_clock_set(self, record: Record) -> None:
         """Fill in true times: of what was opened in that boot, and of what became final without one."""
@@ -397,6 +413,11 @@ class Store:
         if record.synchronised:
             # Later than it was, so it is kept rather too long.
             self._run(self._sql.date_final, now=record.wall_ms)
+
+    def _apply_acknowledgement(self, record: Record) -> None:
+        row = self._touched.get(UUID(record.body["details"]["transaction"]))
+        if row is not None:  # forgotten since: then nothing is left to be seen
+            row.alert = False
 
     def _queue(
         self, sequence: int, id_: UUID, event: Event, envelope: dict[str, Any], meta: MetaRow, *, urgent: bool
@@ -432,14 +453,12 @@ class Store:
         day = datetime.fromtimestamp(details["opened_at"] / 1000, UTC).date().isoformat()
         key = f"{day}/{row.currency}/{details['scheme']}"
         total = self._totals.get(key)
+        by_minor = change * (row.amount_minor if row.of is None else -row.amount_minor)
         if total is None:
-            self._totals.insert(key=key, figures={"count": change, "sum": change * row.amount_minor})
+            self._totals.insert(key=key, figures={"count": change, "sum": by_minor})
         else:
             figures = total.figures
-            total.figures = {
-                "count": figures["count"] + change,
-                "sum": figures["sum"] + change * row.amount_minor,
-            }
+            total.figures = {"count": figures["count"] + change, "sum": figures["sum"] + by_minor}
             self._totals.save(total)
 
     def _row(self, record: Record, meta: MetaRow) -> TransactionRow | None:
@@ -493,6 +512,26 @@ class Store:
             query = table.select().where(table.shown.is_null(), table.state << [state.value for state in SOLD])
             return sorted(map(_transaction, query), key=lambda transaction: transaction.number)
 
+    def alerts(self) -> list[Transaction]:
+        """What the host said no to after a customer was told yes, and nobody has acknowledged."""
+        table = self._tables.transactions
+        with _translated():
+            query = table.select().where(table.alert == SQL("1")).order_by(table.number)
+            return [_transaction(row) for row in query]
+
+    def refunds(self, sale: UUID) -> list[Transaction]:
+        """What was or is being paid back of a sale, whatever became of it."""
+        table = self._tables.transactions
+        with _translated():
+            return [_transaction(row) for row in table.select().where(table.of == sale).order_by(table.number)]
+
+    def standings(self, first: int, last: int, limit: int) -> list[Standing]:
+        """Transactions with a number from `first` to `last`, in order, at most `limit`."""
+        table = self._tables.transactions
+        with _translated():
+            query = table.select().where(table.number.between(first, last)).order_by(table.number).limit(limit)
+            return [self._standing(_transaction(row)) for row in query]
+
     def last_number(self) -> int:
         """Of transactions, also of those that were forgotten since."""
         with _translated():
@@ -539,7 +578,8 @@ class Store:
     def outbox(self, limit: int) -> list[tuple[OutboxItem, tuple[bytes, bytes] | None]]:
         """What is to be handed over: urgent first, then in the order of its numbers."""
         with _translated():
-            return [self._with_payload(row) for row in self._outbox.all(self._sql.to_hand_over, limit=limit)]
+            found = [self._with_payload(row) for row in self._outbox.all(self._sql.to_hand_over, limit=limit)]
+            return [(self._with_figures(item), payload) for item, payload in found]
 
     def unsent(self) -> list[Unsent]:
         outbox, transactions = self._tables.outbox, self._tables.transactions
@@ -552,7 +592,7 @@ class Store:
         return [
             Unsent(
                 currency=currency(code),
-                sum_minor=sum(one.amount.minor for one in some),
+                sum_minor=sum(one.signed_minor for one in some),
                 count=len(some),
                 oldest_wall_ms=min(one.opened_at_ms for one in some),
             )
@@ -693,8 +733,9 @@ class Store:
     def prune(self, before_ms: int, limit: int) -> int:
         """Forget transactions that were final before that time, at most `limit`; how many. The totals stay.
 
-        Kept is what the host has not answered, what nobody has seen, what is not yet erased in the journal, and what
-        became final while the clock was not to be trusted. The records themselves stay until `drop_records`.
+        Kept is what the host has not answered, what nobody has seen, what is not yet erased in the journal, a sale as
+        long as one of its refunds is here, and what became final while the clock was not to be trusted. The records
+        themselves stay until `drop_records`.
         """
         with _translated(), self._changing(flushed=False):
             rows = self._transactions.all(self._sql.prunable, before=before_ms, limit=limit)
@@ -760,6 +801,30 @@ class Store:
         """Let the database have so many of them, on the storage: what fits in needs no space. Raises `DiskTrouble`."""
         with _translated():
             self._database.reserve(pages)
+
+    def _standing(self, about: Transaction) -> Standing:
+        items = self._outbox.all(self._sql.of_transaction, transaction=about.id.hex)
+        newest = max(items, key=lambda item: item.number, default=None)
+        return Standing(
+            number=about.number,
+            id=about.id,
+            kind=about.kind,
+            of=about.of,
+            amount=about.amount,
+            state=about.state,
+            sent=newest is not None,
+            answered=newest is not None and newest.answered,
+        )
+
+    def _with_figures(self, item: OutboxItem) -> OutboxItem:
+        """What whoever carries it has to know of the transaction."""
+        about = self._transactions.get(item.transaction)
+        if about is None:  # a checkpoint is about none
+            return item
+        change_minor = about.amount_minor if about.of is None else -about.amount_minor
+        if item.event is Event.REVERSAL:
+            change_minor = -change_minor
+        return replace(item, after=about.of, change_minor=change_minor, currency=currency(about.currency))
 
     def _with_payload(self, row: OutboxRow) -> tuple[OutboxItem, tuple[bytes, bytes] | None]:
         item = OutboxItem(
@@ -917,8 +982,13 @@ class _Statements:
             .order_by(by_age)
             .limit(SQL(":limit"))
         )
+        refund = transactions.alias()
+        refunded = fn.EXISTS(refund.select(one).where(refund.of == transactions.id, refund.of.is_null(False)))
         self.prunable: Final = compiled(
-            transactions.select().where(old, at_rest, ~unshown).order_by(by_age).limit(SQL(":limit"))
+            transactions.select()
+            .where(old, at_rest, ~unshown, ~refunded, transactions.alert == zero)
+            .order_by(by_age)
+            .limit(SQL(":limit"))
         )
         span = (
             (records.transaction == SQL(":transaction"))
@@ -1021,6 +1091,8 @@ def _transaction(row: TransactionRow) -> Transaction:
         shown=row.shown,
         corrected=details.get("corrected", False),
         running_ms=row.running_ms,
+        of=row.of,
+        scheme=details.get("scheme"),
     )
 
 

@@ -12,6 +12,8 @@ from terminal.money import Amount, Currency
 
 class Kind(StrEnum):
     SALE = "sale"
+    REFUND = "refund"
+    """Money paid back to the card of an earlier sale, whole or in part. No card is read for it."""
 
 
 class Decision(StrEnum):
@@ -79,6 +81,7 @@ class Event(StrEnum):
     """What an envelope asks of the host."""
 
     AUTHORISATION = "authorisation"
+    REFUND = "refund"
     REVERSAL = "reversal"
     CHECKPOINT = "checkpoint"
     """Not of a transaction: where the journal stands, for the host to countersign."""
@@ -114,7 +117,7 @@ class CardSummary:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One sale as the ledger knows it.
+    """One sale, or one refund, as the ledger knows it.
 
     Times are wall milliseconds, to be believed if `clock_synchronised`, or if `corrected`: worked out once the clock
     was set. `running_ms` is how long this terminal had been running, over all its boots, when the sale was opened.
@@ -136,6 +139,31 @@ class Transaction:
     shown: str | None = None
     corrected: bool = False
     running_ms: int = field(default=0, compare=False)
+    of: UUID | None = None
+    """The sale that a refund pays back."""
+    scheme: str | None = None
+    """Of the card; stays when the card itself is forgotten."""
+
+    @property
+    def signed_minor(self) -> int:
+        """What it means for the merchant: a refund is negative."""
+        return -self.amount.minor if self.kind is Kind.REFUND else self.amount.minor
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A transaction as it is to be held against the host's books."""
+
+    number: int
+    id: UUID
+    kind: Kind
+    of: UUID | None
+    amount: Amount
+    state: State
+    sent: bool
+    """An envelope about it was made for the host."""
+    answered: bool
+    """And the host has answered the newest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +179,11 @@ class OutboxItem:
     handed_over: bool
     answered: bool
     envelope: str | None = field(repr=False)
+    after: UUID | None = None
+    """What was sent for this transaction must have been answered first: a refund goes after its sale."""
+    change_minor: int | None = None
+    """What it brings to the merchant at the host, in `currency`; a reversal and a refund are negative."""
+    currency: Currency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +216,7 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """What still waits for the host's answer, in one currency."""
+    """What still waits for the host's answer, in one currency: sales less refunds."""
 
     currency: Currency
     sum_minor: int
@@ -193,7 +226,10 @@ class Unsent:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sales of one UTC day, in one currency and scheme, less what was refused or reversed."""
+    """What stands of one UTC day, in one currency and scheme: sales and refunds counted, sales less refunds summed.
+
+    What was refused or reversed counts no more.
+    """
 
     day: str
     currency: Currency

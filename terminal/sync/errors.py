@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from terminal.control import TerminalUnavailable
+from terminal.errors import TerminalError
 
 __all__ = [
     "AnswerRejected",
@@ -16,8 +17,10 @@ __all__ = [
 ]
 
 
-class SyncError(Exception):
+class SyncError(TerminalError):
     """Anything that the sync service reports; the message says what it means for the money and what to do."""
+
+    exit_code = 5
 
 
 class AnswerRejected(SyncError):

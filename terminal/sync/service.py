@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
@@ -13,15 +14,16 @@ import msgspec
 from terminal import notify
 from terminal.clock import Clock, Entropy
 from terminal.config import Config, credentials
-from terminal.control import ControlClient
+from terminal.control import Call, ControlClient
 from terminal.ledger.keys import SPOOL_KEY, KeyStore
 from terminal.sync.destinations import Destination
 from terminal.sync.destinations.host import HostDestination, HostSettings
 from terminal.sync.journal import Head
 from terminal.sync.loop import Place, SyncSettings
 from terminal.sync.loop import run as run_loop
+from terminal.sync.queue import Queue
 from terminal.sync.schedule import Mode, Schedule, Window
-from terminal.sync.spool import Follower, OutboxItem
+from terminal.sync.spool import Follower, OutboxItem, Spool
 from terminal.sync.step import Backoff, Delivered, LinkReport, Offer, Seen
 
 _REJECTED: Final = "answer_rejected"
@@ -107,6 +109,15 @@ def run(config: Config, *, clock: Clock, entropy: Entropy, stop: threading.Event
     # Ready is said with the first sign of life, when the spool is open: a locked or damaged one must not look started.
     run_loop(settings, connect, clock=clock, entropy=entropy, stop=stop, alive=_FirstReady().alive)
     notify.stopping()
+
+
+@contextlib.contextmanager
+def queue_at_rest(config: Config, clock: Clock, entropy: Entropy) -> Iterator[Mapping[str, Call]]:
+    """The calls about single items, while no service runs. Raises `KeyUnavailable`, `SpoolUnavailable`."""
+    key = KeyStore(credentials(config.sync.keys)).secret(SPOOL_KEY)
+    spool = Spool(config.sync.directory, key, clock=clock, entropy=entropy, followers=followers(config))
+    with contextlib.closing(spool):
+        yield Queue(spool, clock).calls()
 
 
 def places(config: Config) -> Sequence[Place]:

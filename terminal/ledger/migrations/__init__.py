@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 
 from terminal.ledger.errors import LedgerError
 from terminal.ledger.medium import storage_errors, sync_directory
-from terminal.ledger.migrations import version_2
+from terminal.ledger.migrations import version_2, version_3
 from terminal.ledger.models import LedgerDatabase
 
 COPIES_MAX: Final = 2  # the form before this one and the one before that; each is as large as the database
@@ -41,6 +41,7 @@ class Migration:
 MIGRATIONS: Final = (
     # The columns are only added; but the records' bodies have changed with them, and release 1 would misread those.
     Migration(2, 2, version_2.expand),
+    Migration(3, 3, version_3.expand),
 )
 
 
