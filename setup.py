@@ -43,9 +43,10 @@ setup(
     ],
     extras_require={
         "pi": [*ON_HARDWARE, "lgpio>=0.2.2", "spidev>=3.5"],
-        "sim": [*ON_HARDWARE, "mfusepy>=3.1"],
+        "sim": [*ON_HARDWARE, "h11>=0.14", "mfusepy>=3.1"],
         "dev": [
             *ON_HARDWARE,
+            "h11>=0.14",
             "litequeue>=0.9",  # these three are measured against
             "persist-queue>=1.1",
             "sqlcipher3>=0.6",
