@@ -40,9 +40,9 @@ contracts: $(READY)
 unit: $(READY)
 	$(BIN)/pytest -m "not processes" -n auto --dist loadgroup
 
-# The real services as processes, killed and cut off. One at a time: they are about time-outs.
+# The real services as processes, killed and cut off. Two at a time: they mostly wait for something.
 processes: $(READY)
-	$(BIN)/pytest -m processes
+	$(BIN)/pytest -m processes -n 2 --dist loadgroup
 
 soak: $(READY)
 	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.power_cut --states 100000

@@ -33,6 +33,7 @@ from terminal.ledger.sealing import Envelopes
 from terminal.ledger.upkeep import Retention
 from terminal.link import Link
 from terminal.payment import Payments
+from terminal.reconciling import Reconciling
 from terminal.service import Service, out_of_order
 from terminal.tidying import UpkeepThread
 from terminal.ui import screens
@@ -194,8 +195,15 @@ class _Terminal:
                 clock=clock,
                 entropy=self._entropy,
             )
+            answer_key = books.keys.host_answer
             service = Service(
-                config=config, ledger=ledger, answer_key=books.keys.host_answer, payments=payments, link=link, desk=desk
+                config=config,
+                ledger=ledger,
+                answer_key=answer_key,
+                payments=payments,
+                link=link,
+                desk=desk,
+                reconciling=Reconciling(ledger, books.envelopes, answer_key, clock, self._entropy),
             )
             flow = Flow(
                 config=config,

@@ -174,6 +174,7 @@ class SyncSection(_Section, frozen=True):
     windows: tuple[_Window, ...] = ()
     metered_count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 50  # so many waiting are worth a connection
     metered_minutes: Annotated[int, msgspec.Meta(ge=1, le=10_080)] = 360  # or so old a one
+    reconcile_days: Annotated[int, msgspec.Meta(ge=0, le=366)] = 3  # compared once a day, so far back; 0: never
 
 
 class StripeSection(_Section, frozen=True):

@@ -22,6 +22,7 @@ from terminal.ledger.values import Event, Transaction, Verdict
 from terminal.link import Link
 from terminal.money import Amount, MoneyError, currency
 from terminal.payment import Payments, SaleRefused
+from terminal.reconciling import Reconciling
 from terminal.records import Records, view
 
 ITEMS_MAX: Final = 16  # with envelopes of 2 to 3 KB a fetch stays within one line of the socket
@@ -132,6 +133,7 @@ class Service:
         payments: Payments,
         link: Link,
         desk: Desk,
+        reconciling: Reconciling,
     ) -> None:
         self._config = config
         self._ledger = ledger
@@ -140,6 +142,7 @@ class Service:
         self._link = link
         self._desk = desk
         self._records = Records(config, ledger)
+        self._reconciling = reconciling
         self._history = "whole"
 
     def calls(self) -> Mapping[str, Call]:
@@ -159,6 +162,7 @@ class Service:
             "alert.acknowledge": Call(Acknowledge, _said(self._acknowledge), register | operator),
             "status": Call(Nothing, _said(self._status)),
             **self._records.calls(),
+            **self._reconciling.calls(),
         }
 
     def _fetch(self, arguments: Fetch) -> dict[str, Any]:
@@ -411,8 +415,9 @@ def out_of_order(reason: Callable[[], str]) -> Mapping[str, Call]:
 
     refused = (
         "sale.start", "sale.result", "sale.cancel", "sale.void", "sale.refund", "attention.resolve",
-        "alert.acknowledge", "outbox.fetch", "outbox.stored", "answers.deliver", "link.report", "ledger.list",
-        "ledger.check", "ledger.backup", "audit.page", "audit.verify", "keys.use", "privacy.export", "privacy.erase",
+        "alert.acknowledge", "outbox.fetch", "outbox.stored", "answers.deliver", "link.report",
+        "reconcile.begin", "reconcile.compare", "reconcile.ended", "ledger.list", "ledger.check", "ledger.backup",
+        "audit.page", "audit.verify", "keys.use", "privacy.export", "privacy.erase",
     )  # fmt: skip
     return {"status": Call(Nothing, status)} | {name: Call(dict, refuse) for name in refused}
 

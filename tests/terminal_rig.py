@@ -43,6 +43,7 @@ from terminal.ledger.values import OutboxItem, Transaction
 from terminal.link import Link
 from terminal.money import EUR, Amount
 from terminal.payment import Payments
+from terminal.reconciling import Reconciling
 from terminal.service import Service
 from terminal.ui import screens
 from terminal.ui.flow import Flow
@@ -345,6 +346,7 @@ class Terminal:
             payments=self.payments,
             link=self.link,
             desk=self.desk,
+            reconciling=Reconciling(self.ledger, envelopes, self.keys.host_answer, self.clock, self.entropy),
         ).calls()
         self.alive = 0
         self.flow = self._flow(

@@ -68,6 +68,7 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         "sale.refund": sale,
         "attention.resolve": sale,
         "alert.acknowledge": sale,
+        **{name: {Role.SYNC} for name in ("reconcile.begin", "reconcile.compare", "reconcile.ended")},
         **{
             name: {Role.OPERATOR}
             for name in (

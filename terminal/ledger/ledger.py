@@ -91,6 +91,7 @@ _SLOTS_OF_AN_ENVELOPE: Final = 4  # ANSWER REVERSAL ANSWER SHOWN
 _SLOTS_OF_EVENTS: Final = 64  # starts, stops and link reports until somebody has come
 _SPARE_PAGES_OF_A_SALE: Final = 16  # of the database: a sale to its end takes eight to twelve
 
+_PAGE: Final = 100
 _RECENT: Final = 64  # sales among which the latest time is looked for: a clock that was wrong longer was noticed
 _NOTES_MAX: Final = 12  # of one kind within the time below: a flapping link must not fill the journal in days
 _NOTE_CHARS_MAX: Final = 300  # of one detail, so that a note fits into its record whatever somebody else's message says
@@ -595,6 +596,22 @@ class Ledger:
         """
         with self._parts.held():
             return self._parts.store.standings(first, last, limit)
+
+    def first_number(self) -> int:
+        """Of the oldest transaction of this epoch that is still here: hosts count by epochs."""
+        with self._parts.held():
+            epoch_of = self._parts.store.epoch_of()
+            return self._parts.store.first_number(0 if epoch_of is None else epoch_of["sequence"]) or self._next_number
+
+    def number_at(self, wall_ms: int) -> int:
+        """Of the first transaction that was opened then or later; where clocks were wrong, rather an earlier one."""
+        before = None
+        while page := self.transactions(_PAGE, before):
+            for transaction in page:
+                if transaction.opened_at_ms < wall_ms:
+                    return transaction.number + 1
+            before = page[-1].number
+        return self.first_number()
 
     def last_number(self) -> int:
         """Of the newest transaction; 0 before the first."""

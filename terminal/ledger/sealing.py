@@ -33,6 +33,7 @@ from terminal.ledger.values import Answer, Event, ReversalReason, Transaction, V
 CARD_BYTES_MAX: Final = 4096  # the data objects of the online record are under 600 bytes
 ENVELOPE_CHARS_MAX: Final = PAYLOAD_BYTES_MAX  # it must fit beside its record in the journal
 ANSWER_CHARS_MAX: Final = PAYLOAD_BYTES_MAX
+ENTRIES_MAX: Final = 64  # the host names single transactions from there on down (docs/host-api.yaml)
 _ID: Final = re.compile(r"[\x21-\x7e]{1,64}", re.ASCII)
 
 _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
@@ -122,6 +123,21 @@ class Envelopes:
     def reversal(self, transaction: Transaction, *, number: int, reason: ReversalReason) -> str:
         """Tell the host that the sale did not happen."""
         return self._sign({**self._facts(transaction, Event.REVERSAL, number), "reason": reason.value})
+
+    def reconciliation(self, id_: UUID, *, first: int, last: int, asked_at_ms: int) -> str:
+        """Ask the host what it holds of these transactions. It changes nothing there, so it has no number."""
+        return self._sign({
+            "v": 1,
+            "event": "reconciliation",
+            "reconciliation": str(id_),
+            "terminal": self.terminal,
+            "merchant": self._merchant,
+            "epoch": self._epoch,
+            "number": None,
+            "first": first,
+            "last": last,
+            "asked_at": asked_at_ms,
+        })  # fmt: skip
 
     def checkpoint(
         self,
@@ -234,7 +250,34 @@ class _Countersignature(msgspec.Struct, frozen=True):
     answered_at: int
 
 
-_Payload = TypeVar("_Payload", _Answer, _Countersignature)
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """A transaction as the host has it. `amount` in minor units, negative for a refund."""
+
+    sequence: Annotated[int, msgspec.Meta(ge=1)]
+    transaction: UUID
+    state: Literal["booked", "declined", "reversed", "tombstone"]
+    amount: int
+    currency: Annotated[str, msgspec.Meta(pattern=r"\A[A-Z]{3}\Z")]
+
+
+class Reconciled(msgspec.Struct, frozen=True):
+    """The payload of the answer to a reconciliation, version 1. What is not read here is for people's own tools."""
+
+    v: Literal[1]
+    event: Literal["reconciliation"]
+    reconciliation: UUID
+    terminal: str
+    first: int
+    last: int
+    envelope: str
+    decision: Literal["compared"]
+    received: int
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=ENTRIES_MAX)] | None
+    answered_at: int
+
+
+_Payload = TypeVar("_Payload", _Answer, _Countersignature, Reconciled)
 
 
 def verify_answer(
@@ -300,6 +343,19 @@ def verify_countersignature(
     )
 
 
+def verify_reconciliation(
+    jws: str, answer_key: Ed25519PublicKey, *, id_: UUID, terminal: str, first: int, last: int, envelope: str
+) -> Reconciled:
+    """What the host holds of a range. Raises `AnswerRejected` like `verify_answer`."""
+    answer = _read(jws, answer_key, Reconciled)
+    sent = {"reconciliation": id_, "terminal": terminal, "first": first, "last": last, "envelope": envelope}
+    _compare(answer, sent)
+    numbers = [entry.sequence for entry in answer.entries or ()]
+    if numbers != sorted(set(numbers)) or not all(first <= number <= last for number in numbers):
+        raise AnswerRejected("entries", "its entries are not those of the range")
+    return answer
+
+
 def _read(jws: str, answer_key: Ed25519PublicKey, kind: type[_Payload]) -> _Payload:
     """What the host has signed, if it is of this kind."""
     if len(jws) > ANSWER_CHARS_MAX:
@@ -314,7 +370,7 @@ def _read(jws: str, answer_key: Ed25519PublicKey, kind: type[_Payload]) -> _Payl
         raise AnswerRejected("form", str(error)) from error
 
 
-def _compare(answer: _Answer | _Countersignature, sent: Mapping[str, object]) -> None:
+def _compare(answer: _Answer | _Countersignature | Reconciled, sent: Mapping[str, object]) -> None:
     for name, expected in sent.items():
         if getattr(answer, name) != expected:
             raise AnswerRejected(name, f"its {name} is not what was sent")

@@ -532,6 +532,14 @@ class Store:
             query = table.select().where(table.number.between(first, last)).order_by(table.number).limit(limit)
             return [self._standing(_transaction(row)) for row in query]
 
+    def first_number(self, after_sequence: int) -> int | None:
+        """Of the oldest transaction that was opened after this record."""
+        table = self._tables.transactions
+        with _translated():
+            query = table.select(fn.MIN(table.number)).where(table.opened_sequence > after_sequence)
+            found: int | None = query.scalar()
+            return found
+
     def last_number(self) -> int:
         """Of transactions, also of those that were forgotten since."""
         with _translated():

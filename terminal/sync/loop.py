@@ -30,6 +30,7 @@ from terminal.sync.destinations import Destination
 from terminal.sync.journal import SyncJournal
 from terminal.sync.network import NetworkWatch
 from terminal.sync.queue import Queue
+from terminal.sync.reconcile import Asking, Daily, Reconciler
 from terminal.sync.schedule import Schedule
 from terminal.sync.spool import Follower, Spool
 from terminal.sync.status import status_calls
@@ -63,6 +64,9 @@ class SyncSettings:
     backoff: Backoff = field(default_factory=Backoff)
     schedule: Schedule = field(default_factory=Schedule)
     socket: Path | None = None
+    ask: Callable[[], Asking] | None = None  # a connection to the terminal for comparing the books
+    terminal: str = ""
+    reconcile_days: int | None = None  # by itself, once a day, so far back
 
 
 class Poll:
@@ -216,11 +220,22 @@ def run(
 
         open_.enter_context(contextlib.closing(NetworkWatch(network_changed)))
         desk = Desk(woken.set)
+        queue_calls = desk.calls(Queue(spool, clock, sync.is_under_way).calls())
+        reconciler = daily = None
+        if settings.ask is not None:
+            host = settings.places[0].build
+            reconciler = Reconciler(settings.ask, host, queue_calls, settings.state_directory, clock)
+            if settings.reconcile_days is not None:
+                daily = Daily(reconciler, clock, terminal=settings.terminal, days=settings.reconcile_days)
         if settings.socket is not None:
-            table = {**Queue(spool, clock, sync.is_under_way).calls(), **status_calls(sync, clock)}
+            table = {
+                **queue_calls,
+                **desk.calls(status_calls(sync, clock, reconciler.last if reconciler else lambda: None)),
+                **(reconciler.calls() if reconciler else {}),
+            }
             roles = Roles.build(sync_user=None, register_user=None)
             try:
-                open_.enter_context(contextlib.closing(ControlServer(settings.socket, roles, desk.calls(table))))
+                open_.enter_context(contextlib.closing(ControlServer(settings.socket, roles, table)))
             except ControlError as error:
                 # Money goes on without being asked after.
                 _log.error("%s Uploads go on; the commands sync and queue cannot reach this service.", error)
@@ -236,6 +251,8 @@ def run(
             report = sync.report()
             reporter.tell(report)
             sync.note(report)
+            if daily is not None:
+                daily.look(report, sync.schedule.mode)
             if due.in_ms:
                 journal.tidy()
                 woken.wait(due.in_ms / 1000)

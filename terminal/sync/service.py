@@ -101,6 +101,9 @@ def run(config: Config, *, clock: Clock, entropy: Entropy, stop: threading.Event
         backoff=Backoff(first_ms=config.sync.backoff_min_ms, ceiling_ms=config.sync.backoff_max_ms),
         schedule=schedule(config),
         socket=config.sync.socket,
+        ask=lambda: ControlClient(config.socket.path),
+        terminal=config.terminal.id,
+        reconcile_days=config.sync.reconcile_days or None,
     )
 
     def connect() -> SocketTerminal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +18,7 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-def status_calls(sync: Sync, clock: Clock) -> Mapping[str, Call]:
+def status_calls(sync: Sync, clock: Clock, reconciled: Callable[[], dict[str, Any] | None]) -> Mapping[str, Call]:
     """The part of the table that needs the running service."""
 
     def status(_: Nothing) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def status_calls(sync: Sync, clock: Clock) -> Mapping[str, Call]:
             "backlog_open": sync.backlog_open,
             "now": {"wall_ms": clock.wall_ms(), "synchronised": clock.synchronised()},
             "destinations": [msgspec.to_builtins(each) for each in sync.destinations()],
-            "reconciled": None,
+            "reconciled": reconciled(),
         }
 
     def now(_: Nothing) -> dict[str, Any]:

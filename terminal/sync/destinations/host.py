@@ -25,7 +25,6 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
-from terminal.ledger.values import Event
 from terminal.sync.destinations import Answered, Busy, NotSent, Parcel, Refused, Result, Unsure
 from terminal.sync.errors import Unsendable
 
@@ -48,7 +47,8 @@ _PERMANENT: Final = {
     422: "says that the item is invalid",
 }
 _LATER: Final = {425: "waits for what comes before this", 429: "is busy"}
-# A host that does not know checkpoints still takes sales: they must not wait behind one.
+# A host that does not know these still takes sales: nothing else must wait behind one.
+_OPTIONAL: Final = frozenset({"checkpoint", "reconciliation"})
 _UNKNOWN: Final = frozenset({404, 405})
 _REMEDIES: Final = {
     401: "it wants a client certificate: set [host] client_certificate",
@@ -164,8 +164,8 @@ class HostDestination:
             return Busy(f"{self._who} {_LATER[status]} ({status}): sent again later", _retry_after_ms(response))
         if status in _PERMANENT:
             return Refused(f"{self._who} {_PERMANENT[status]} ({status}): kept for a person", permanent=True)
-        if status in _UNKNOWN and parcel.event == Event.CHECKPOINT:
-            return Refused(f"{self._who} does not take checkpoints ({status}): ask its operator", permanent=True)
+        if status in _UNKNOWN and parcel.event in _OPTIONAL:
+            return Refused(f"{self._who} takes no {parcel.event} ({status}): ask its operator", permanent=True)
         if 300 <= status < 500:
             remedy = _REDIRECT if status < 400 else _REMEDIES.get(status, "ask its operator")
             return Refused(f"{self._who} takes nothing ({status}): {remedy}. Everything stays stored", permanent=False)
@@ -229,9 +229,12 @@ class HostDestination:
         return f"the certificate of {self._who} is not trusted: check [host] ca. Nothing was sent"
 
 
+_OF_NO_TRANSACTION: Final = {"checkpoint": "checkpoints", "reconciliation": "reconciliations"}
+
+
 def _path(parcel: Parcel) -> str:
-    if parcel.event == Event.CHECKPOINT:
-        return f"/v1/checkpoints/{parcel.transaction}"
+    if (collection := _OF_NO_TRANSACTION.get(parcel.event)) is not None:
+        return f"/v1/{collection}/{parcel.transaction}"
     return f"/v1/transactions/{parcel.transaction}/{quote(parcel.event, safe='')}"
 
 
