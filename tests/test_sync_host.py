@@ -84,7 +84,7 @@ def test_a_host_without_checkpoints_still_takes_sales(server: TlsHost, settings:
     assert isinstance(of_checkpoint, Refused)
     assert isinstance(of_sale, Refused)
     assert (of_checkpoint.permanent, of_sale.permanent) == (True, False)
-    assert "checkpoints" in of_checkpoint.message
+    assert "takes no checkpoint" in of_checkpoint.message
 
 
 PORTAL = b"<html>Welcome! Please log in.</html>"
