@@ -8,6 +8,7 @@ exactly one of them wins, and the loser finds the state already changed.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, TypeAlias, TypeVar
@@ -32,11 +33,13 @@ from terminal.emv.outcome import (
     Torn,
     UiRequest,
 )
+from terminal.emv.recent import RecentSales
+from terminal.emv.torn import TornRecords
 from terminal.errors import TerminalError
 from terminal.ledger.errors import IllegalTransition, NotRefundable
 from terminal.ledger.ledger import Ledger
 from terminal.ledger.sealing import Envelopes
-from terminal.ledger.states import State
+from terminal.ledger.states import SOLD, State
 from terminal.ledger.values import Answer, CardSummary, Decision, Kind, ReversalReason, Transaction
 from terminal.link import Link
 from terminal.money import Amount
@@ -47,6 +50,7 @@ COMMANDS_MAX: Final = (
 _EVEN: Final = 198  # the largest multiple of 99 in a byte
 _MS_PER_HOUR: Final = 3_600_000
 _RESPONSE_CODE, _AUTHENTICATION_DATA, _SCRIPT_BEFORE, _SCRIPT_AFTER = 0x8A, 0x91, 0x71, 0x72
+_PSN: Final = 0x5F34
 _SALE_TYPE: Final = 0x00  # tag 9C: purchase of goods or services
 _SCHEMES: Final = {"A000000003": "Visa", "A000000004": "Mastercard", "A000000025": "American Express"}
 # What a host needs to authorise (C-3, data record of an online request), and nothing else of the card.
@@ -69,20 +73,23 @@ class SaleRefused(TerminalError):
         self.code = code
 
 
-def drive(exchange: Exchange[_T], transmit: Callable[[bytes], bytes]) -> _T:
-    """Pump a kernel: send each command it yields, hand back the response, return what it returns.
+def drive(
+    exchange: Exchange[_T], transmit: Callable[[bytes], bytes], now_ns: Callable[[], int] = time.perf_counter_ns
+) -> _T:
+    """Pump a kernel: send each command it yields, hand back the response with the time it took, return what it returns.
 
     A card that vanishes is thrown in at the yield as `CardRemoved`. Reader faults pass: they say nothing of the card.
     """
     try:
         command = next(exchange)
         for _ in range(COMMANDS_MAX):
+            begin_ns = now_ns()
             try:
                 raw = transmit(command.encode())
             except CardLost:
                 command = exchange.throw(CardRemoved())
             else:
-                command = exchange.send(Response.decode(raw))
+                command = exchange.send(Response.decode(raw, (now_ns() - begin_ns) // 1_000))
     except StopIteration as finished:
         result: _T = finished.value
         return result
@@ -112,6 +119,8 @@ class Payments:
         self._clock = clock
         self._entropy = entropy
         self._answer: Answer | None = None  # the latest: one sale at a time waits for one
+        self._recent = RecentSales(entropy(32), clock.monotonic_ms)
+        self._torn: tuple[UUID | None, TornRecords] = None, TornRecords()  # of the sale that was read last
 
     def begin(self, amount: Amount, reference: str | None) -> Transaction:
         """Open a sale, or return the one that this reference names already. Raises `SaleRefused`; no card was asked."""
@@ -140,11 +149,18 @@ class Payments:
             date=moment.date(),
             time=moment.time(),
         )
+        if self._torn[0] != transaction.id:
+            self._torn = transaction.id, TornRecords()
         environment = configuration.Environment(
-            unpredictable_number=lambda: self._entropy(4), notify=notify, random_percent=self._random_percent
+            unpredictable_number=lambda: self._entropy(4),
+            notify=notify,
+            random_percent=self._random_percent,
+            earlier_minor=self._recent.earlier_minor(transaction.amount.currency),
+            torn=self._torn[1],
         )
+        setup = self._setup.in_currency(transaction.amount.currency.code)
         run = contact.run if channel.interface is Interface.CONTACT else entry_point.run
-        return drive(run(self._setup, request, environment), channel.transmit)
+        return drive(run(setup, request, environment), channel.transmit)
 
     def decide(
         self, transaction: Transaction, outcome: Approved | Declined | OnlineRequest, channel: CardChannel
@@ -153,6 +169,15 @@ class Payments:
 
         An inserted card that asked for the host is still there, on `channel`, and has the last word.
         """
+        decided = self._decided(transaction, outcome, channel)
+        self._torn = None, TornRecords()  # it holds card data
+        if decided.state in SOLD and outcome.card is not None:
+            self._recent.note(outcome.card.pan, outcome.card.tags.get(_PSN, b""), transaction.amount)
+        return decided
+
+    def _decided(
+        self, transaction: Transaction, outcome: Approved | Declined | OnlineRequest, channel: CardChannel
+    ) -> Transaction:
         match outcome:
             case Declined(reason=reason, card=card):
                 return self._ledger.commit_outcome(
@@ -173,6 +198,7 @@ class Payments:
 
     def void(self, transaction: Transaction, reason: str) -> Transaction:
         """End a sale for which no cryptogram was used."""
+        self._torn = None, TornRecords()
         return self._ledger.commit_outcome(transaction.id, decision=Decision.VOID, reason=reason)
 
     def reverse(self, transaction: Transaction, reason: ReversalReason) -> Transaction:

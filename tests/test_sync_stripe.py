@@ -639,6 +639,17 @@ def test_many_addresses_share_one_deadline(
     assert 2 <= len(connects) < 10
 
 
+@pytest.mark.parametrize("event", [Event.GUARANTEED, Event.FAILED, Event.CANCELED])
+@pytest.mark.parametrize("text", ["{}", '{"object":"payment_record","id":"pr_1"}', "[]"])
+def test_an_answer_about_something_else_proves_nothing(shop: Shop, event: Event, text: str) -> None:
+    """It would have an event laid aside for a person that Stripe has long had."""
+    following = parcel(notice(event=event), earlier=record(shop))
+    shop.double.faults.arm(Garbage(text))
+    with shop.destination() as destination:
+        assert isinstance(destination.look_up(following, first_attempt_ms=None), Unsure)
+        assert destination.look_up(following, first_attempt_ms=None) is None  # control: now it is the record itself
+
+
 def test_all_pages_of_a_look_up_share_one_deadline(shop: Shop) -> None:
     with shop.destination(total_timeout_ms=2_000) as destination:
         for number in range(2, 104):

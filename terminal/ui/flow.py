@@ -209,7 +209,12 @@ class Flow:
                     return True
                 case None:
                     return False
-                case TryAgain(reason=reason, ui=ui) | Torn(reason=reason, ui=ui):
+                # With a restart the same card is to come again: a phone whose owner has looked at it.
+                case (
+                    TryAgain(reason=reason, ui=ui)
+                    | Torn(reason=reason, ui=ui)
+                    | EndApplication(reason=reason, restart=UiRequest() as ui)
+                ):
                     channel.close()
                     self._panel.show(screens.TryAgain(transaction.amount, reason))
                     self._clock.sleep_ms(ui.hold_ms)  # field off meanwhile: a phone needs the time

@@ -484,6 +484,8 @@ class StripeDestination:
         if record_id is None:
             return None
         record = self._records.retrieve(record_id)
+        if _member(record, "id") != record_id:
+            raise ValueError("this is not the record that was asked for, so it proves nothing of it")
 
         def so_much(name: str) -> int:
             value = _member(record, f"amount_{name}", "value")
