@@ -17,7 +17,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import device, online, start, storage, tap
+from tests.bench import device, drain, online, start, storage, tap
 from tests.bench.report import Section, show
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
@@ -26,6 +26,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
     "start": start.run,
     "online": online.run,
     "device": device.run,
+    "drain": drain.run,
 }
 _WIDTH: Final = 132  # when printed into a file, where a terminal's width is not known
 
@@ -57,6 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="storage: power cuts of each peer, 0 for none (default: %(default)s)",
     )
+    parser.add_argument(
+        "--sales",
+        type=int,
+        default=drain.SALES,
+        metavar="N",
+        help="drain: sales in the backlog; the goals are stated for 10000 (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
         parser.error(f"there is no benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
@@ -81,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     sections = []
     benchmarks = BENCHMARKS | {"storage": partial(storage.run, stored_sales=options.stored, cuts=options.cuts)}
+    benchmarks |= {"drain": partial(drain.run, sales=options.sales)}
     for name, run in benchmarks.items():
         if options.names and name not in options.names:
             continue
