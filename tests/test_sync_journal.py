@@ -113,11 +113,11 @@ def test_the_life_of_an_item_is_in_the_trail(world: World) -> None:
     world.rig.close()
     said = world.said()
     assert [event["what"] for event in said] == [
-        "start", "terminal_head", "stored", "stored", "answered", "refused", "link", "stop",
+        "start", "terminal_head", "stored", "answered", "refused", "link", "stop",
     ]  # fmt: skip
-    assert said[2] == {"what": "stored", "key": sale(1).key, "number": 1}
-    assert said[4] == {"what": "answered", "key": sale(1).key, "destination": "host", "error": None}
-    assert said[5]["error"] == "invalid"
+    assert said[2] == {"what": "stored", "keys": [sale(1).key, sale(2).key], "numbers": [1, 2]}
+    assert said[3] == {"what": "answered", "keys": [sale(1).key], "destination": "host"}
+    assert said[4]["error"] == "invalid"
     world.rig._start()
 
 

@@ -382,7 +382,7 @@ def test_answers_that_are_never_believed_do_not_hammer_the_host(world: World) ->
     world.terminal.rejects = True
     world.terminal.sell(*(sale(number) for number in range(1, 101)))
     world.rig.settle(within_ms=10 * MINUTE_MS)
-    assert len(world.host.tried) < 50
+    assert len(world.host.tried) < 100  # not even each of them once in ten minutes
 
 
 def test_an_answer_that_the_terminal_cannot_take_now_blocks_no_other(world: World) -> None:

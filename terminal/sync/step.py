@@ -169,6 +169,7 @@ class Sync:
         self.schedule = schedule
         self._pressed = False  # the backlog was opened by hand
         self._held = False  # an item was set apart, and another may take its place
+        self._answered: dict[str, list[str]] = {}  # keys, by destination: to be noted
         self._terminal_away_until_ms = 0
         self._delivered: dict[str, tuple[Row, Delivered]] = {}  # the terminal has them, the spool does not know yet
         self._noted: dict[tuple[str, str], None] = {}  # the oldest first
@@ -195,6 +196,7 @@ class Sync:
                 for name in self._takes_envelopes:
                     self._ways[name].breaker.hurry()
             errands = [(way, errand) for way in self._ways.values() for errand in self._errands(way)]
+        self._note_answered()
         for way, errand in errands:
             way.couriers.send(errand)
         if offer and offer.items:
@@ -318,8 +320,8 @@ class Sync:
         except ControlError as error:
             self._terminal_is_away(error)
             return
-        for item in new:
-            self._journal.note("stored", key=item.key, number=item.number)
+        if new:
+            self._journal.note("stored", keys=[item.key for item in new], numbers=[item.number for item in new])
 
     def _deliver(self) -> bool:
         """Hand stored answers to the terminal, which alone can tell whether they are the host's."""
@@ -481,7 +483,16 @@ class Sync:
         if len(self._noted) >= _NOTED_MAX:
             del self._noted[next(iter(self._noted))]
         self._noted[row.id, after.value] = None
-        self._journal.note(after.value, key=row.key, destination=row.destination, error=error)
+        if after is State.ANSWERED:
+            self._answered.setdefault(row.destination, []).append(row.key)
+        else:
+            self._journal.note(after.value, key=row.key, destination=row.destination, error=error)
+
+    def _note_answered(self) -> None:
+        """One note for all that was answered in a step: a backlog goes out by the thousand."""
+        answered, self._answered = self._answered, {}
+        for destination, keys in answered.items():
+            self._journal.note("answered", keys=keys, destination=destination)
 
     def _draw_ms(self, row: Row) -> int:
         return self._backoff.draw_ms(row.attempts, self._entropy)

@@ -238,9 +238,9 @@ def run(place: Path, sales: int = SALES) -> Section:
         rows,
         (
             (
-                "Sync stores each item, flushed, before it is acknowledged to the terminal, marks it before it is sent, and "
-                "keeps the answer before the terminal has it. The peer does none of that. Both share two processors with "
-                "the server."
+                "Sync stores each item, flushed, before it is acknowledged to the terminal, marks it before it is "
+                "sent, and keeps the answer before the terminal has it. The peer does none of that. Both share two "
+                "processors with the server."
             ),
         ),
     )

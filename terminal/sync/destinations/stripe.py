@@ -559,7 +559,7 @@ class _Http(stripe.HTTPClient):
                 stream=True,
             )
             with contextlib.closing(response):
-                body = read_bounded(response, _ANSWER_BYTES_MAX)
+                body = read_bounded(response.raw, _ANSWER_BYTES_MAX)
         except (requests.RequestException, HTTPError, OSError) as error:
             raise _no_answer("no whole answer came") from error
         if body is None:
