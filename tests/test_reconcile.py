@@ -52,7 +52,8 @@ class Books:
 
     entries: dict[int, tuple[UUID, str, int, str]] = field(default_factory=dict)
     change: Callable[[dict[str, Any]], dict[str, Any]] = lambda said: said
-    key: Ed25519PrivateKey = KEY
+    key: Ed25519PrivateKey = KEY  # what it signs with, and what it calls that
+    named: Ed25519PrivateKey = KEY
     down: bool = False
     asked: int = 0
     name: str = "host"
@@ -85,7 +86,7 @@ class Books:
             "entries": named if len(inside) <= 64 else None,
             "answered_at": 0,
         }
-        headers = {"alg": "EdDSA", "typ": "payterm-answer", "kid": key_id(KEY.public_key())}
+        headers = {"alg": "EdDSA", "typ": "payterm-answer", "kid": key_id(self.named.public_key())}
         jws = PyJWS().encode(json.dumps(self.change(said)).encode(), self.key, algorithm="EdDSA", headers=headers)
         return Answered(jws)
 

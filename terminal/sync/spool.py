@@ -701,6 +701,11 @@ class Spool:
         """A person wants an item not to be sent for now. The reason is kept with it."""
         self.move(row_id, On.HOLD, error=f"held by hand: {reason}")
 
+    def hurry(self) -> None:
+        """Nothing waits for its own turn any more."""
+        with self.together():
+            self._sql.execute("UPDATE item SET due_ms = 0 WHERE due_ms <> 0")
+
     def remembered(self, name: str) -> str | None:
         """A note of this service for itself."""
         with self._translated():
@@ -840,7 +845,7 @@ class Spool:
         boot = str(self._clock.boot_id)
         with self.together():
             if self.remembered("boot") != boot:
-                self._sql.execute("UPDATE item SET due_ms = 0 WHERE due_ms <> 0")
+                self.hurry()
                 self.remember("boot", boot)
             cut_short = self._sql.execute("SELECT id FROM item WHERE state = 'sending'").fetchall()
             for (row_id,) in cut_short:

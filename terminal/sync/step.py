@@ -224,7 +224,11 @@ class Sync:
         return sum(self._spool.waiting(name).queued for name in self._ways)
 
     def network_changed(self) -> None:
-        """A link has come up or a route has changed: try again now rather than when a wait is over."""
+        """A link has come up or a route has changed: try again now rather than when a wait is over.
+
+        What a destination has asked for by Retry-After is kept: its breaker knows.
+        """
+        self._spool.hurry()
         for way in self._ways.values():
             way.breaker.hurry()
 
