@@ -27,7 +27,7 @@ from terminal.ledger.states import SOLD, State
 from terminal.ledger.values import Kind, Standing
 from terminal.records import said
 
-RANGE_MAX: Final = 10_000  # transactions in one question: a second's work of decrypting on a small Pi
+RANGE_MAX: Final = 2_000  # transactions in one question: some seconds of decrypting on a small Pi, within a call's time
 QUESTIONS_MAX: Final = 1_024  # unanswered; older ones are forgotten, and their answers refused
 _DAY_MS: Final = 86_400_000
 _PAGE: Final = 200  # under one holding of the ledger's lock: a sale may come at any time
