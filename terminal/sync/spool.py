@@ -702,9 +702,9 @@ class Spool:
         self.move(row_id, On.HOLD, error=f"held by hand: {reason}")
 
     def hurry(self) -> None:
-        """Nothing waits for its own turn any more."""
+        """Nothing that is to be sent waits for its own turn any more."""
         with self.together():
-            self._sql.execute("UPDATE item SET due_ms = 0 WHERE due_ms <> 0")
+            self._sql.execute(f"UPDATE item SET due_ms = 0 WHERE {_IN_SENDABLE} AND due_ms > 0")  # noqa: S608
 
     def remembered(self, name: str) -> str | None:
         """A note of this service for itself."""
@@ -845,7 +845,7 @@ class Spool:
         boot = str(self._clock.boot_id)
         with self.together():
             if self.remembered("boot") != boot:
-                self.hurry()
+                self._sql.execute("UPDATE item SET due_ms = 0 WHERE due_ms <> 0")
                 self.remember("boot", boot)
             cut_short = self._sql.execute("SELECT id FROM item WHERE state = 'sending'").fetchall()
             for (row_id,) in cut_short:

@@ -17,7 +17,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import device, drain, online, start, storage, tap
+from tests.bench import device, drain, online, queued, start, storage, tap
 from tests.bench.report import Section, show
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
@@ -27,6 +27,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
     "online": online.run,
     "device": device.run,
     "drain": drain.run,
+    "queued": queued.run,
 }
 _WIDTH: Final = 132  # when printed into a file, where a terminal's width is not known
 
@@ -65,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="drain: sales in the backlog; the goals are stated for 10000 (default: %(default)s)",
     )
+    parser.add_argument(
+        "--queued",
+        type=int,
+        default=queued.LONG,
+        metavar="N",
+        help="queued: items in the long queue; the goal is stated for 1000000 (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
         parser.error(f"there is no benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
@@ -89,7 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     sections = []
     benchmarks = BENCHMARKS | {"storage": partial(storage.run, stored_sales=options.stored, cuts=options.cuts)}
-    benchmarks |= {"drain": partial(drain.run, sales=options.sales)}
+    benchmarks |= {
+        "drain": partial(drain.run, sales=options.sales),
+        "queued": partial(queued.run, long=options.queued),
+    }
     for name, run in benchmarks.items():
         if options.names and name not in options.names:
             continue

@@ -212,7 +212,7 @@ def _sell(world: World, amount: Amount, local: Relay, line: Relay) -> tuple[Sale
     world.wait(lambda: not world.status()["busy"] or None, "the device to be free")
     handed_over = local.first(up=False, after_s=asked, holding=b'"envelope"')
     sent = line.first(up=True, after_s=handed_over.at_s)
-    delivered = local.first(up=True, after_s=sent.at_s, holding=b"answer.deliver")
+    delivered = local.first(up=True, after_s=sent.at_s, holding=b"answers.deliver")
     answered = line.last(up=False, before_s=delivered.at_s)
     (item,) = json.loads(handed_over.piece)["ok"]["items"]
     sale = Sale(
