@@ -12,7 +12,7 @@ from sync_rig import MARKER, SPOOL_KEY, FakeClock, sale, seeded
 from terminal.ledger.keys import SecretKey
 from terminal.sync import spool as spool_module
 from terminal.sync.errors import SpoolCorrupt, SpoolKeyWrong, SpoolUnavailable, Unreadable
-from terminal.sync.spool import OPEN, TRANSITIONS, IllegalTransition, On, Spool, State
+from terminal.sync.spool import OPEN, TRANSITIONS, IllegalTransition, Moment, On, Spool, State
 
 ANSWER = "an.answer.here"
 
@@ -155,6 +155,20 @@ def test_due_times_outlive_a_restart_but_not_a_boot(tmp_path: Path, clock: FakeC
     spool = opened(tmp_path / "sync", clock=clock)
     assert spool.to_send("host", 1)
     spool.close()
+
+
+def test_an_attempt_that_certainly_did_not_arrive_does_not_begin_an_items_age(spool: Spool, clock: FakeClock) -> None:
+    """Else a notice of yesterday counts as too old to be repeated at its first real attempt."""
+    row = stored(spool)
+    spool.move(row, On.SEND)
+    spool.move(row, On.NOT_TAKEN)
+    clock.advance(90_000_000)
+    spool.move(row, On.SEND)
+    sent = Moment.now(clock)
+    clock.advance(1_000)
+    spool.move(row, On.UNSURE)
+    spool.move(row, On.SEND)
+    assert [found.first_attempt for found in spool.rows()] == [sent]
 
 
 def test_a_wrong_clock_moves_no_due_time(spool: Spool, clock: FakeClock) -> None:

@@ -514,6 +514,8 @@ class Spool:
             more = ", attempts = attempts + 1, first_attempt = coalesce(first_attempt, :now)" if on is On.SEND else ""
             if on is On.RETRY:
                 changes["first_attempt"] = None  # a person has looked: what was too old to be repeated counts anew
+            if after is State.QUEUED:
+                changes["first_attempt"] = None  # nothing of it can have arrived: its age begins with the next attempt
             names = ", ".join(f"{name} = :{name}" for name in changes)
             self._sql.execute(
                 f"UPDATE item SET {names}{more} WHERE id = :id",  # noqa: S608 - names of columns
