@@ -22,6 +22,7 @@ from terminal import VERSION, emvsetup, notify
 from terminal.clock import Clock, Entropy
 from terminal.config import Config, credentials
 from terminal.control import Call, ControlServer, Roles
+from terminal.days import Days
 from terminal.desk import Desk
 from terminal.ledger import restoring
 from terminal.ledger.errors import DiskTrouble, KeyUnavailable, LedgerCorrupt, LedgerError
@@ -196,6 +197,7 @@ class _Terminal:
                 entropy=self._entropy,
             )
             answer_key = books.keys.host_answer
+            days = Days(config, ledger, books.envelopes, link, clock)
             service = Service(
                 config=config,
                 ledger=ledger,
@@ -204,6 +206,7 @@ class _Terminal:
                 link=link,
                 desk=desk,
                 reconciling=Reconciling(ledger, books.envelopes, answer_key, clock, self._entropy),
+                days=days,
             )
             flow = Flow(
                 config=config,
@@ -222,7 +225,7 @@ class _Terminal:
                 keypad = KeypadThread(self._hardware.keypad, desk.press)
                 keypad.start()
                 running.callback(keypad.stop)
-            tidying = UpkeepThread(ledger, books.envelopes, lambda: desk.busy)
+            tidying = UpkeepThread(ledger, books.envelopes, days, lambda: desk.busy)
             tidying.start()
             running.callback(tidying.stop)
             notify.ready()

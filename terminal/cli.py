@@ -23,7 +23,7 @@ from uuid import UUID
 
 from terminal import VERSION
 from terminal.clock import SystemClock, system_entropy
-from terminal.commands import audit, emv, keys, ledger, privacy, queue, reconcile, sync
+from terminal.commands import audit, day, emv, keys, ledger, privacy, queue, reconcile, sync
 from terminal.commands.base import Commands, HardwareFactory, takes_json
 from terminal.config import load
 from terminal.control import ControlClient
@@ -107,7 +107,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     seen = commands.add("acknowledge", _acknowledge, "you have seen that the host said no afterwards: warn no more")
     seen.add_argument("sale", type=_named, metavar="SALE", help="its number or id, as `payterm status` shows it")
 
-    for part in (sync, queue, reconcile, ledger, audit, privacy, keys, emv):
+    for part in (day, sync, queue, reconcile, ledger, audit, privacy, keys, emv):
         part.add(commands)
 
     config = commands.group("config", "the configuration file")

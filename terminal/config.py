@@ -48,13 +48,14 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class TerminalSection(_Section, frozen=True):
-    """Who this terminal is and how it speaks."""
+    """Who this terminal is and how it speaks. `day_end`: when the day ends by itself; else it does when told to."""
 
     id: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9-]{1,32}\Z")]
     merchant: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9-]{1,32}\Z")]
     country: Annotated[int, msgspec.Meta(ge=1, le=999)]  # ISO 3166-1 numeric, EMV tag 9F1A
     currency: str
     language: Annotated[str, msgspec.Meta(pattern=r"\A[a-z]{2}\Z")] = "en"
+    day_end: Annotated[str, msgspec.Meta(pattern=r"\A([01]\d|2[0-3]):[0-5]\d\Z")] | None = None  # local time
 
 
 class LedgerSection(_Section, frozen=True):

@@ -201,10 +201,13 @@ class Payments:
         self._torn = None, TornRecords()
         return self._ledger.commit_outcome(transaction.id, decision=Decision.VOID, reason=reason)
 
-    def reverse(self, transaction: Transaction, reason: ReversalReason) -> Transaction:
-        """Take a sale back at the host: queued at once, repeated until acknowledged."""
+    def reverse(self, transaction: Transaction, reason: ReversalReason, refused: CardRead | None = None) -> Transaction:
+        """Take a sale back at the host: queued at once, repeated until acknowledged. `refused` is its last word."""
         reversed_ = self._ledger.commit_reversal(
-            transaction.id, reason, lambda number: self._envelopes.reversal(transaction, number=number, reason=reason)
+            transaction.id,
+            reason,
+            lambda number: self._envelopes.reversal(transaction, number=number, reason=reason),
+            None if refused is None else self._advice(transaction, refused, completed=False),
         )
         self._link.outbox_changed()
         return reversed_
@@ -269,8 +272,7 @@ class Payments:
         answer = self._answer if self._answer and self._answer.transaction == asked.id else None
         match asked.state:
             case State.COMPLETING:
-                agreed = isinstance(resume(_for_card(answer, approved=True)), Approved)
-                return self._completed(asked, agreed=agreed)
+                return self._completed(asked, resume(_for_card(answer, approved=True)))
             case State.AUTHORISING:
                 return self._unanswered_inserted(asked, resume(None))
             case _:
@@ -279,7 +281,6 @@ class Payments:
 
     def _unanswered_inserted(self, asked: Transaction, outcome: Approved | Declined | Torn) -> Transaction:
         """No answer in time; the card has decided by itself. The answer may still come first."""
-        agreed = isinstance(outcome, Approved)
         may_accept = self._config.sale.offline is not OfflinePolicy.DECLINE and self._within_offline_limits(asked)
         try:
             if isinstance(outcome, Approved) and may_accept and _proved(outcome.card):
@@ -287,13 +288,21 @@ class Payments:
             return self.reverse(asked, ReversalReason.TIMEOUT)
         except IllegalTransition:
             now = self._ledger.transaction(asked.id)
-            return self._completed(now, agreed=agreed) if now.state is State.COMPLETING else now
+            return self._completed(now, outcome) if now.state is State.COMPLETING else now
 
-    def _completed(self, completing: Transaction, *, agreed: bool) -> Transaction:
-        """The host has approved; the card has had its last word."""
-        if agreed:
-            return self._ledger.commit_outcome(completing.id, decision=Decision.COMPLETED, reason="online")
-        return self.reverse(completing, ReversalReason.CARD)
+    def _completed(self, completing: Transaction, outcome: Approved | Declined | Torn) -> Transaction:
+        """The host has approved; the card has had its last word, of which the host is advised."""
+        if not isinstance(outcome, Approved):
+            refused = outcome.card if isinstance(outcome, Declined) else None
+            return self.reverse(completing, ReversalReason.CARD, refused)
+        completed = self._ledger.commit_outcome(
+            completing.id,
+            decision=Decision.COMPLETED,
+            reason="online",
+            envelope=self._advice(completing, outcome.card, completed=True),
+        )
+        self._link.outbox_changed()
+        return completed
 
     def _ask(self, transaction: Transaction, card: CardRead) -> Transaction:
         """Commit the request, wake sync, wait for the answer; the sale as it then is, perhaps still authorising."""
@@ -352,16 +361,25 @@ class Payments:
         )
 
     def _envelope(self, transaction: Transaction, card: CardRead, *, deferred: bool) -> Callable[[int], str]:
-        plaintext = b"".join(tlv.encode(tag, card.tags[tag]) for tag in _ISSUER_TAGS if tag in card.tags)
         return lambda number: self._envelopes.authorisation(
             transaction,
             number=number,
-            card=plaintext,
+            card=_for_issuer(card),
             deferred=deferred,
             kernel=card.kernel,
             scheme=_scheme(card.aid),
             oda=_oda_word(card),
             cvm=card.cvm.value,
+        )
+
+    def _advice(self, transaction: Transaction, card: CardRead, *, completed: bool) -> Callable[[int], str]:
+        return lambda number: self._envelopes.advice(
+            transaction,
+            number=number,
+            card=_for_issuer(card),
+            kernel=card.kernel,
+            scheme=_scheme(card.aid),
+            completed=completed,
         )
 
     def _random_percent(self) -> int:
@@ -405,6 +423,11 @@ def _for_card(answer: Answer | None, *, approved: bool) -> IssuerAnswer:
         scripts_before=tuple(found.get(_SCRIPT_BEFORE, [])),
         scripts_after=tuple(found.get(_SCRIPT_AFTER, [])),
     )
+
+
+def _for_issuer(card: CardRead) -> bytes:
+    """What the host gets of the card, in clear; it is sealed before it goes anywhere."""
+    return b"".join(tlv.encode(tag, card.tags[tag]) for tag in _ISSUER_TAGS if tag in card.tags)
 
 
 def _summary(card: CardRead) -> CardSummary:

@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from terminal import VERSION
 from terminal.config import Config
 from terminal.control import CALLER, Call, CallRefused, Role
+from terminal.days import Days
 from terminal.desk import Desk, DeskBusy
 from terminal.ledger.errors import AnswerRejected, LedgerError, NoSuchTransaction, NotRefundable, ReferenceTaken
 from terminal.ledger.ledger import ANSWERS_MAX, Delivered, Head, Ledger
-from terminal.ledger.sealing import verify_answer, verify_countersignature
+from terminal.ledger.sealing import verify_answer, verify_batch, verify_countersignature
 from terminal.ledger.states import State
-from terminal.ledger.values import Event, Transaction, Verdict
+from terminal.ledger.values import OF_NO_SALE, Event, Transaction, Verdict
 from terminal.link import Link
 from terminal.money import Amount, MoneyError, currency
 from terminal.payment import Payments, SaleRefused
@@ -134,6 +135,7 @@ class Service:
         link: Link,
         desk: Desk,
         reconciling: Reconciling,
+        days: Days,
     ) -> None:
         self._config = config
         self._ledger = ledger
@@ -143,6 +145,7 @@ class Service:
         self._desk = desk
         self._records = Records(config, ledger)
         self._reconciling = reconciling
+        self._days = days
         self._history = "whole"
 
     def calls(self) -> Mapping[str, Call]:
@@ -163,6 +166,7 @@ class Service:
             "status": Call(Nothing, _said(self._status)),
             **self._records.calls(),
             **self._reconciling.calls(),
+            **self._days.calls(),
         }
 
     def _fetch(self, arguments: Fetch) -> dict[str, Any]:
@@ -226,8 +230,9 @@ class Service:
         item = self._ledger.outbox_item(given.key)
         terminal = self._config.terminal.id
         try:
-            if item.event is Event.CHECKPOINT:
-                answer = verify_countersignature(
+            if item.event in OF_NO_SALE:
+                verify = verify_countersignature if item.event is Event.CHECKPOINT else verify_batch
+                answer = verify(
                     given.answer, self._answer_key, id_=item.transaction, terminal=terminal, envelope=item.sha256
                 )
             else:
@@ -416,7 +421,8 @@ def out_of_order(reason: Callable[[], str]) -> Mapping[str, Call]:
     refused = (
         "sale.start", "sale.result", "sale.cancel", "sale.void", "sale.refund", "attention.resolve",
         "alert.acknowledge", "outbox.fetch", "outbox.stored", "answers.deliver", "link.report",
-        "reconcile.begin", "reconcile.compare", "reconcile.ended", "ledger.list", "ledger.check", "ledger.backup",
+        "reconcile.begin", "reconcile.compare", "reconcile.ended", "day.show", "day.end",
+        "ledger.list", "ledger.check", "ledger.backup",
         "audit.page", "audit.verify", "keys.use", "privacy.export", "privacy.erase",
     )  # fmt: skip
     return {"status": Call(Nothing, status)} | {name: Call(dict, refuse) for name in refused}

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from terminal.days import Days
 from terminal.ledger.errors import LedgerError
 from terminal.ledger.ledger import Ledger
 from terminal.ledger.sealing import Envelopes
@@ -21,9 +22,10 @@ _log = logging.getLogger(__name__)
 class UpkeepThread:
     """Runs pieces of upkeep until stopped; none begins while a sale is being taken."""
 
-    def __init__(self, ledger: Ledger, envelopes: Envelopes, busy: Callable[[], bool]) -> None:
+    def __init__(self, ledger: Ledger, envelopes: Envelopes, days: Days, busy: Callable[[], bool]) -> None:
         self._ledger = ledger
         self._envelopes = envelopes
+        self._days = days
         self._busy = busy
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -46,6 +48,7 @@ class UpkeepThread:
             try:
                 if self._ledger.upkeep.step(self._envelopes):
                     wait_s = _BREATH_S
+                self._days.look()
             except LedgerError as error:
                 _log.error("upkeep: %s", error)  # the flow meets the same trouble and deals with it
                 return

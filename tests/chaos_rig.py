@@ -154,6 +154,8 @@ class HostDoor:
     def _book(self, parcel: Parcel) -> str:
         if parcel.event == "checkpoint":
             return str(self.host.countersign(str(parcel.transaction), parcel.body.encode()).answer)
+        if parcel.event == "batch":
+            return str(self.host.close_batch(str(parcel.transaction), parcel.body.encode()).answer)
         return str(self.host.receive(str(parcel.transaction), parcel.event, parcel.body.encode()).answer)
 
 

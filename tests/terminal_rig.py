@@ -31,6 +31,7 @@ from hwsim.host import Host, provision
 from terminal import emvsetup
 from terminal.config import Config, load
 from terminal.control import CallRefused
+from terminal.days import Days
 from terminal.desk import Desk
 from terminal.emv.outcome import Approved, Declined, OnlineRequest, Outcome
 from terminal.ledger.journal import FileMedium
@@ -347,6 +348,7 @@ class Terminal:
             link=self.link,
             desk=self.desk,
             reconciling=Reconciling(self.ledger, envelopes, self.keys.host_answer, self.clock, self.entropy),
+            days=Days(self.config, self.ledger, envelopes, self.link, self.clock),
         ).calls()
         self.alive = 0
         self.flow = self._flow(
@@ -441,7 +443,10 @@ class Terminal:
 
     def answer_to(self, item: dict[str, Any]) -> str:
         """The host books an envelope and signs its answer."""
-        return self.host.receive(item["transaction"], item["event"], item["envelope"].encode()).answer
+        envelope = item["envelope"].encode()
+        if item["event"] == "batch":
+            return self.host.close_batch(item["transaction"], envelope).answer
+        return self.host.receive(item["transaction"], item["event"], envelope).answer
 
     def carry(self) -> list[str]:
         """Everything to the host and its answers back: the states that the terminal then tells."""

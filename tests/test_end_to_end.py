@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,15 @@ def settled(world: World) -> None:
     """Everything has been sent and answered, and the books balance."""
     world.wait(lambda: world.status()["unsent"]["count"] == 0 or None, "everything to be sent", timeout_s=30)
     assert books.differences(world.ledger(), world.bookings()) == []
+
+
+def booking(world: World, transaction: str) -> dict[str, Any]:
+    return next(entry for entry in world.bookings() if entry["transaction"] == transaction)
+
+
+def advised(world: World, transaction: str) -> str | None:
+    word: str | None = booking(world, transaction)["advice"]
+    return word
 
 
 def free(world: World) -> None:
@@ -128,6 +139,15 @@ def test_an_inserted_card_completes_what_the_host_approves(shop: World) -> None:
     for card, scheme in (("visa-credit", "Visa"), ("mastercard-credit", "Mastercard")):
         result = shop.tap(Amount(1250, EUR), card, insert=True)
         assert (result["state"], result["scheme"]) == ("approved", scheme)
+        shop.wait(partial(advised, shop, result["id"]), "the card's last word to arrive")
+
+
+def test_a_day_ends_and_the_host_holds_the_same_sums(shop: World) -> None:
+    shop.tap(Amount(1250, EUR))
+    free(shop)
+    ended = shop.call("day.end", wait_ms=20_000)
+    assert ended["decision"] == "balanced", ended
+    assert shop.call("day.show")["open"]["sold"] == []
 
 
 @pytest.mark.parametrize(("card", "minor"), [("declines-after-approval", 1400), ("mastercard-debit", 1491)])

@@ -68,6 +68,8 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         "sale.refund": sale,
         "attention.resolve": sale,
         "alert.acknowledge": sale,
+        "day.show": sale,
+        "day.end": sale,
         **{name: {Role.SYNC} for name in ("reconcile.begin", "reconcile.compare", "reconcile.ended")},
         **{
             name: {Role.OPERATOR}

@@ -53,8 +53,27 @@ def test_what_comes_after_another_waits_for_it(spool: Spool) -> None:
     assert spool.to_send("host", 9) == []
     spool.move(f"{first.key}/host", On.UNSURE)
     assert [row.key for row in spool.to_send("host", 9)] == [first.key]
+    spool.move(f"{first.key}/host", On.SEND)
+    spool.move(f"{first.key}/host", On.ANSWER, answer="a.b.c")
+    assert spool.to_send("host", 9) == [], "the terminal may not believe it"
+    spool.move(f"{first.key}/host", On.DISBELIEVE)
+    assert [row.key for row in spool.to_send("host", 9)] == [first.key]
     deliver(spool, f"{first.key}/host")
     assert [row.key for row in spool.to_send("host", 9)] == [refund.key]
+
+
+def test_a_days_end_goes_after_everything_that_came_before_it(spool: Spool) -> None:
+    """The host compares its sums with what it has then; what is held for a person is no reason to wait."""
+    first, refused, batch, later = sale(1), sale(2), sale(3, event="batch"), sale(4)
+    spool.store([first, refused, batch, later], ["host"])
+    spool.move(f"{refused.key}/host", On.SEND)
+    assert [row.key for row in spool.to_send("host", 9)] == [first.key, later.key]
+    spool.move(f"{refused.key}/host", On.REFUSE, error="no")
+    spool.move(f"{first.key}/host", On.SEND)
+    spool.move(f"{first.key}/host", On.UNSURE)
+    assert batch.key not in [row.key for row in spool.to_send("host", 9)]
+    deliver(spool, f"{first.key}/host")
+    assert [row.key for row in spool.to_send("host", 9)] == [batch.key, later.key]
 
 
 def test_what_follows_a_refused_one_waits_for_a_person(spool: Spool) -> None:

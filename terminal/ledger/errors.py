@@ -104,6 +104,10 @@ class NoSuchTransaction(LedgerError):
         super().__init__(f"{what} is not in this ledger: nothing was charged under it here; check what was asked for")
 
 
+class DayStaysOpen(LedgerError):
+    """The day cannot end now: nothing was changed."""
+
+
 class NotRefundable(LedgerError):
     """This refund, or this void, would pay back more than was sold. Nothing was changed. `reason` is a stable word."""
 

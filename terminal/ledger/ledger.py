@@ -19,15 +19,17 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 import msgspec
 
 from terminal.clock import Clock, ClockSet, ClockStepped, ClockWatch, Entropy
 from terminal.ledger.archive import Archive
+from terminal.ledger.days import RANGE_MAX, closing
 from terminal.ledger.errors import (
     AnswerRejected,
+    DayStaysOpen,
     DiskTrouble,
     IllegalTransition,
     JournalFull,
@@ -61,11 +63,13 @@ from terminal.ledger.upkeep import Retention, Upkeep
 from terminal.ledger.values import (
     OF_NO_SALE,
     Answer,
+    Batch,
     CardSummary,
     Decision,
     Event,
     Exposure,
     Kind,
+    OpenDay,
     OutboxItem,
     ReversalReason,
     Standing,
@@ -103,6 +107,7 @@ _WAITING: Final = frozenset({State.AUTHORISING, State.ACCEPTED, State.REVERSING}
 
 OpenMedium: TypeAlias = Callable[[Path, int], Medium]
 MakeEnvelope: TypeAlias = Callable[[int], str]
+MakeBatch: TypeAlias = Callable[[Batch, int], str]
 MakeRefund: TypeAlias = Callable[[Transaction, int], str]
 Delivered: TypeAlias = tuple[UUID, Event, Answer, str]
 """Whose answer it is, to which event, what it says, and the host's signed text."""
@@ -290,7 +295,8 @@ class Ledger:
         """The end of an attempt, durable on return: two flushes.
 
         `online` and `accepted` bring the card and an envelope, made for the number that it is called with; `accepted`
-        after `online` brings none, the one under way stands. Raises `IllegalTransition`, `NoSuchTransaction`,
+        after `online` brings none, the one under way stands. `completed` may bring an advice of what the card said
+        last. Raises `IllegalTransition`, `NoSuchTransaction`,
         `DiskTrouble`.
         """
         if len(reason) > REASON_CHARS_MAX:
@@ -299,7 +305,8 @@ class Ledger:
             before = self._find(transaction)
             advance(before.state, decision.change)
             sends = before.state is State.OPENED and decision in {Decision.ONLINE, Decision.ACCEPTED}
-            if sends != (envelope is not None) or (sends and card is None):
+            advises = decision is Decision.COMPLETED and envelope is not None
+            if (sends or advises) != (envelope is not None) or (sends and card is None):
                 raise ValueError(
                     "an envelope and a card come with the first outcome online or accepted, and only there"
                 )
@@ -313,16 +320,11 @@ class Ledger:
                 "envelope": None,
             }
             if envelope is not None:
-                jws = envelope(self._next_envelope)
-                sent = {"number": self._next_envelope, "sha256": digest(jws)}
-                body["envelope"] = sent
                 # CARD first: an OUTCOME that continues the chain then never lacks its envelope.
-                named = {"transaction": str(transaction), "event": Event.AUTHORISATION.value}
-                self._parts.append(RecordType.CARD, named | sent, jws.encode("ascii"))
+                body["envelope"] = self._append_card(transaction, decision.event, envelope)
             # What names the card is the payload: it can be erased, the record and its place in the chain stay.
             self._parts.append(RecordType.OUTCOME, body, b"" if card is None else msgspec.json.encode(asdict(card)))
             self._parts.commit()
-            self._next_envelope += envelope is not None
             return self._settle(transaction)
 
     def commit_refund(self, sale: UUID, amount: Amount, reference: str | None, envelope: MakeRefund) -> Transaction:
@@ -339,10 +341,7 @@ class Ledger:
             sold = self._find(sale)
             self._check_refund(sold, amount)
             refund = self._open(Kind.REFUND, amount, reference, sale)
-            jws = envelope(refund, self._next_envelope)
-            sent = {"number": self._next_envelope, "sha256": digest(jws)}
-            named = {"transaction": str(refund.id), "event": Event.REFUND.value}
-            self._parts.append(RecordType.CARD, named | sent, jws.encode("ascii"))
+            sent = self._append_card(refund.id, Event.REFUND, lambda number: envelope(refund, number))
             body = facts_of(refund) | {
                 "decision": Decision.ONLINE.value,
                 "reason": "refund",
@@ -352,7 +351,6 @@ class Ledger:
             }
             self._parts.append(RecordType.OUTCOME, body)
             self._parts.commit()
-            self._next_envelope += 1
             return self._settle(refund.id)
 
     def commit_answer(self, transaction: UUID, event: Event, answer: Answer, jws: str) -> Transaction:
@@ -393,8 +391,14 @@ class Ledger:
             for outcome, (transaction, *_) in zip(outcomes, answers, strict=True)
         ]
 
-    def commit_reversal(self, transaction: UUID, reason: ReversalReason, envelope: MakeEnvelope) -> Transaction:
-        """Take a sale back, durable on return and queued for the host.
+    def commit_reversal(
+        self,
+        transaction: UUID,
+        reason: ReversalReason,
+        envelope: MakeEnvelope,
+        advice: MakeEnvelope | None = None,
+    ) -> Transaction:
+        """Take a sale back, durable on return and queued for the host; with an advice, if the card has said why.
 
         `timeout` and `recovered` fit only while no answer has come; `void` also takes back what was sold, as long as
         nothing of it was paid back. A refund is never taken back: it is sent until it is answered. Raises
@@ -410,17 +414,43 @@ class Ledger:
                     "refunded",
                     "something of this sale was paid back already: nothing was changed; refund what is left of it",
                 )
-            jws = envelope(self._next_envelope)
-            body = {
-                "transaction": str(transaction),
-                "reason": reason.value,
-                "number": self._next_envelope,
-                "sha256": digest(jws),
-            }
-            self._parts.append(RecordType.REVERSAL, body, jws.encode("ascii"))
+            body: dict[str, Any] = {"transaction": str(transaction), "reason": reason.value}
+            if advice is not None:
+                body["advice"] = self._append_card(transaction, Event.ADVICE, advice)
+            jws, sent = self._numbered(envelope)
+            self._parts.append(RecordType.REVERSAL, body | sent, jws.encode("ascii"))
             self._parts.commit()
-            self._next_envelope += 1
             return self._settle(transaction)
+
+    def end_day(self, envelope: MakeBatch) -> Batch:
+        """Close the day: one batch of everything since the last one, durable on return and queued for the host.
+
+        `envelope` is called with the batch and the number to make it for. Raises `DayStaysOpen`, `DiskTrouble`.
+        """
+        with self._parts.held():
+            self._parts.commit()
+            day = self._parts.store.open_day()
+            if self._running or self._parts.opened or self._parts.store.in_states([State.COMPLETING]):
+                raise DayStaysOpen("a sale is being taken: finish or cancel it, then end the day; nothing was changed")
+            if day.last < day.first:
+                raise DayStaysOpen("nothing was sold or tried since the last day's end: there is nothing to end")
+            first = max(day.first, self.first_number())
+            batch = Batch(
+                id=UUID(bytes=self._entropy(16), version=4),
+                no=day.no,
+                first=max(first, day.last - RANGE_MAX + 1),
+                last=day.last,
+                sold=day.sold,
+                corrected=day.corrected,
+                taken_at_ms=self._clock.wall_ms(),
+                decision=None,
+                host=None,
+                missing=(),
+            )
+            jws, sent = self._numbered(lambda number: envelope(batch, number))
+            self._parts.append(RecordType.CHECKPOINT, closing(batch) | sent, jws.encode("ascii"))
+            self._parts.commit()
+            return batch
 
     def mark_shown(self, transaction: UUID, screen: str) -> None:
         """The customer was shown a result. Durable with the next commit or `flush`: showing it twice harms nobody."""
@@ -536,6 +566,27 @@ class Ledger:
             self._parts.store.offer_again()
 
     # Questions
+
+    def open_day(self) -> OpenDay:
+        """What has been sold since the last day's end."""
+        with self._parts.held():
+            self._parts.commit()
+            return self._parts.store.open_day()
+
+    def last_batch(self) -> Batch | None:
+        """The last day's end, with the host's word on it if that has come."""
+        with self._parts.held():
+            return self._parts.store.last_batch()
+
+    def unsent_between(self, first: int, last: int) -> list[tuple[str, int, int]]:
+        """Of transactions `first` to `last`, what waits for the host: currency code, count, sum in minor units."""
+        sums: dict[str, tuple[int, int]] = {}
+        with self._parts.held():
+            for each in self._waiting.values():
+                if first <= each.number <= last:
+                    count, minor = sums.get(each.amount.currency.code, (0, 0))
+                    sums[each.amount.currency.code] = count + 1, minor + each.signed_minor
+        return [(code, *sums[code]) for code in sorted(sums)]
 
     def transaction(self, transaction: UUID) -> Transaction:
         """Raises `NoSuchTransaction`."""
@@ -684,6 +735,20 @@ class Ledger:
 
     # Inside
 
+    def _numbered(self, envelope: MakeEnvelope) -> tuple[str, dict[str, Any]]:
+        """An envelope made for the next number, and what its record says of it."""
+        number = self._next_envelope
+        jws = envelope(number)
+        self._next_envelope += 1
+        return jws, {"number": number, "sha256": digest(jws)}
+
+    def _append_card(self, transaction: UUID, event: Event, envelope: MakeEnvelope) -> dict[str, Any]:
+        """Write an envelope into a slot of its own, which is overwritten once it is answered; its number and digest."""
+        jws, sent = self._numbered(envelope)
+        named = {"transaction": str(transaction), "event": event.value}
+        self._parts.append(RecordType.CARD, named | sent, jws.encode("ascii"))
+        return sent
+
     def _earlier(self, kind: Kind, amount: Amount, reference: str | None, of: UUID | None) -> Transaction | None:
         """What this reference was given to before. Raises `ReferenceTaken` if that was something else."""
         if reference is None:
@@ -761,7 +826,9 @@ class Ledger:
             "sha256": item.sha256,
         }
         state: State | None = None
-        if of_sale:
+        if event is Event.ADVICE:
+            body |= {"reason": None, "authorisation_code": None, "rrn": None}
+        elif of_sale:
             sale = self._find(transaction)
             before = group.states.get(transaction, sale.state)
             contact = sale.card is not None and sale.card.contact
@@ -828,11 +895,9 @@ class Ledger:
 
     def _commit_checkpoint(self, id_: UUID, envelope: MakeEnvelope) -> None:
         """For upkeep: where the journal stands, queued for the host; an older one that still waits need not be sent."""
-        jws = envelope(self._next_envelope)
-        body = {"checkpoint": str(id_), "number": self._next_envelope, "sha256": digest(jws)}
-        self._parts.append(RecordType.CHECKPOINT, body, jws.encode("ascii"))
+        jws, sent = self._numbered(envelope)
+        self._parts.append(RecordType.CHECKPOINT, {"checkpoint": str(id_)} | sent, jws.encode("ascii"))
         self._parts.commit()
-        self._next_envelope += 1
         self._parts.overwrite(self._parts.store.erasable())
 
     def _find(self, transaction: UUID) -> Transaction:

@@ -25,10 +25,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from terminal.ledger import jws as signatures
+from terminal.ledger.days import by_currency
 from terminal.ledger.errors import AnswerRejected
 from terminal.ledger.journal import PAYLOAD_BYTES_MAX, Position
 from terminal.ledger.keys import key_id
-from terminal.ledger.values import Answer, Event, ReversalReason, Transaction, Verdict
+from terminal.ledger.values import Answer, Batch, Event, ReversalReason, Transaction, Verdict
 
 CARD_BYTES_MAX: Final = 4096  # the data objects of the online record are under 600 bytes
 ENVELOPE_CHARS_MAX: Final = PAYLOAD_BYTES_MAX  # it must fit beside its record in the journal
@@ -98,13 +99,6 @@ class Envelopes:
         cvm: str,
     ) -> str:
         """Ask the host to authorise, or (`deferred`) to take over what was accepted here. `card`: BER-TLV in clear."""
-        if not 0 < len(card) <= CARD_BYTES_MAX:
-            raise ValueError(f"card data has 1 to {CARD_BYTES_MAX} bytes")
-        info = sealing_info(self._host_key_id, self.terminal, self._epoch, transaction)
-        sealed = _SUITE.encrypt(card, self._host_sealing_key, info=info)
-        # Only the host can open it; what can be seen from here is that it is not the plaintext.
-        if len(sealed) != len(card) + _SEALING_ADDS_BYTES or card in sealed:
-            raise ValueError("sealing the card data failed")
         return self._sign({
             **self._facts(transaction, Event.AUTHORISATION, number),
             "deferred": deferred,
@@ -112,8 +106,19 @@ class Envelopes:
             "scheme": scheme,
             "oda": oda,
             "cvm": cvm,
-            "host_key": self._host_key_id,
-            "sealed": urlsafe_b64encode(sealed).rstrip(b"=").decode(),
+            **self._sealed(transaction, card),
+        })  # fmt: skip
+
+    def advice(
+        self, transaction: Transaction, *, number: int, card: bytes, kernel: int, scheme: str, completed: bool
+    ) -> str:
+        """Tell the host what an inserted card said last of a sale that it had approved. `card`: BER-TLV in clear."""
+        return self._sign({
+            **self._facts(transaction, Event.ADVICE, number),
+            "kernel": kernel,
+            "scheme": scheme,
+            "outcome": "completed" if completed else "refused",
+            **self._sealed(transaction, card),
         })  # fmt: skip
 
     def refund(self, refund: Transaction, *, number: int) -> str:
@@ -137,6 +142,31 @@ class Envelopes:
             "first": first,
             "last": last,
             "asked_at": asked_at_ms,
+        })  # fmt: skip
+
+    def batch(
+        self,
+        batch: Batch,
+        *,
+        number: int,
+        unsent: Iterable[tuple[str, int, int]],
+        clock_synchronised: bool,
+    ) -> str:
+        """The day's end: so much this terminal believes to have sold. `unsent`: currency code, count, minor units."""
+        return self._sign({
+            "v": 1,
+            "event": Event.BATCH.value,
+            "batch": str(batch.id),
+            "terminal": self.terminal,
+            "merchant": self._merchant,
+            "epoch": self._epoch,
+            "number": number,
+            "first": batch.first,
+            "last": batch.last,
+            "totals": _sums(by_currency(batch.sold)),
+            "unsent": _sums(unsent),
+            "taken_at": batch.taken_at_ms,
+            "clock_synchronised": clock_synchronised,
         })  # fmt: skip
 
     def checkpoint(
@@ -181,6 +211,16 @@ class Envelopes:
             "clock_synchronised": clock_synchronised,
         })  # fmt: skip
 
+    def _sealed(self, transaction: Transaction, card: bytes) -> dict[str, str]:
+        if not 0 < len(card) <= CARD_BYTES_MAX:
+            raise ValueError(f"card data has 1 to {CARD_BYTES_MAX} bytes")
+        info = sealing_info(self._host_key_id, self.terminal, self._epoch, transaction)
+        sealed = _SUITE.encrypt(card, self._host_sealing_key, info=info)
+        # Only the host can open it; what can be seen from here is that it is not the plaintext.
+        if len(sealed) != len(card) + _SEALING_ADDS_BYTES or card in sealed:
+            raise ValueError("sealing the card data failed")
+        return {"host_key": self._host_key_id, "sealed": urlsafe_b64encode(sealed).rstrip(b"=").decode()}
+
     def _facts(self, transaction: Transaction, event: Event, number: int) -> dict[str, Any]:
         return {
             "v": 1,
@@ -219,17 +259,30 @@ _Hex = Annotated[
 ]  # scripts: 2 of 128 bytes at most
 
 
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
+_CURRENCIES_MAX: Final = 64
+_RANGES_MAX: Final = 64
+
+
+class _Sum(msgspec.Struct, frozen=True):
+    """What the host holds in one currency; minor units."""
+
+    currency: Annotated[str, msgspec.Meta(pattern=r"\A[A-Z]{3}\Z")]
+    count: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+    sum: Annotated[int, msgspec.Meta(ge=1 - 2**53, le=2**53 - 1)]
+
+
 class _Answer(msgspec.Struct, frozen=True):
     """The payload of an answer, version 1. Names that are not listed are ignored: a host may say more."""
 
     v: Literal[1]
-    event: Literal["authorisation", "refund", "reversal"]
+    event: Literal["authorisation", "refund", "advice", "reversal"]
     transaction: UUID
     terminal: str
     amount: int
     currency: str
     envelope: str
-    decision: Literal["approved", "declined", "reversed"]
+    decision: Literal["approved", "declined", "noted", "reversed"]
     reason: _Word | None
     authorisation_code: _Word | None
     rrn: _Word | None
@@ -247,6 +300,22 @@ class _Countersignature(msgspec.Struct, frozen=True):
     terminal: str
     envelope: str
     decision: Literal["countersigned"]
+    answered_at: int
+
+
+class _BatchAnswer(msgspec.Struct, frozen=True):
+    """The payload of the answer to a batch, version 1."""
+
+    v: Literal[1]
+    event: Literal["batch"]
+    batch: UUID
+    terminal: str
+    first: int
+    last: int
+    envelope: str
+    decision: Literal["balanced", "differs"]
+    totals: Annotated[tuple[_Sum, ...], msgspec.Meta(max_length=_CURRENCIES_MAX)]
+    missing: Annotated[tuple[tuple[_Count, _Count], ...], msgspec.Meta(max_length=_RANGES_MAX)]
     answered_at: int
 
 
@@ -277,7 +346,9 @@ class Reconciled(msgspec.Struct, frozen=True):
     answered_at: int
 
 
-_Payload = TypeVar("_Payload", _Answer, _Countersignature, Reconciled)
+_Payload = TypeVar("_Payload", _Answer, _Countersignature, _BatchAnswer, Reconciled)
+_DECIDED: Final = frozenset({Verdict.APPROVED, Verdict.DECLINED})
+_MAY_ANSWER: Final = {Event.REVERSAL: frozenset({Verdict.REVERSED}), Event.ADVICE: frozenset({Verdict.NOTED})}
 
 
 def verify_answer(
@@ -304,7 +375,7 @@ def verify_answer(
     }
     _compare(answer, sent)
     decision = Verdict(answer.decision)
-    if (decision is Verdict.REVERSED) != (event is Event.REVERSAL):
+    if decision not in _MAY_ANSWER.get(event, _DECIDED):
         raise AnswerRejected("decision", f"'{decision}' answers no {event}")
     return Answer(
         transaction=answer.transaction,
@@ -329,11 +400,22 @@ def verify_countersignature(
     """
     answer = _read(jws, answer_key, _Countersignature)
     _compare(answer, {"checkpoint": id_, "terminal": terminal, "envelope": envelope})
+    return _of_no_sale(answer.checkpoint, Event.CHECKPOINT, answer)
+
+
+def verify_batch(jws: str, answer_key: Ed25519PublicKey, *, id_: UUID, terminal: str, envelope: str) -> Answer:
+    """The host's answer to a day's end: `transaction` of the result is the batch's id. Raises `AnswerRejected`."""
+    answer = _read(jws, answer_key, _BatchAnswer)
+    _compare(answer, {"batch": id_, "terminal": terminal, "envelope": envelope})
+    return _of_no_sale(answer.batch, Event.BATCH, answer)
+
+
+def _of_no_sale(id_: UUID, event: Event, answer: _Countersignature | _BatchAnswer) -> Answer:
     return Answer(
-        transaction=answer.checkpoint,
-        event=Event.CHECKPOINT,
+        transaction=id_,
+        event=event,
         envelope=answer.envelope,
-        decision=Verdict.COUNTERSIGNED,
+        decision=Verdict(answer.decision),
         reason=None,
         authorisation_code=None,
         rrn=None,
@@ -370,7 +452,7 @@ def _read(jws: str, answer_key: Ed25519PublicKey, kind: type[_Payload]) -> _Payl
         raise AnswerRejected("form", str(error)) from error
 
 
-def _compare(answer: _Answer | _Countersignature | Reconciled, sent: Mapping[str, object]) -> None:
+def _compare(answer: _Answer | _Countersignature | _BatchAnswer | Reconciled, sent: Mapping[str, object]) -> None:
     for name, expected in sent.items():
         if getattr(answer, name) != expected:
             raise AnswerRejected(name, f"its {name} is not what was sent")

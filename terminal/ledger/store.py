@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
 from peewee import SQL, IntegrityError, Model, PeeweeException, fn
 
 from terminal.clock import Clock, Entropy
+from terminal.ledger.days import Book, Closed, Said
 from terminal.ledger.errors import DiskTrouble, IllegalTransition, KeyUnavailable, LedgerCorrupt, LedgerTooNew
 from terminal.ledger.fields import KEY_ID_BYTES, FieldCipher
 from terminal.ledger.journal import START, Position, Record, RecordType
@@ -43,10 +44,14 @@ from terminal.ledger.models import (
 from terminal.ledger.states import AT_RISK, LOST, SOLD, State, advance
 from terminal.ledger.tally import Tally
 from terminal.ledger.values import (
+    ASIDE,
+    OF_NO_SALE,
+    Batch,
     CardSummary,
     Decision,
     Event,
     Kind,
+    OpenDay,
     OutboxItem,
     ReversalReason,
     Standing,
@@ -73,6 +78,7 @@ _UNFINISHED: Final = frozenset({State.OPENED, State.AUTHORISING, State.ACCEPTED,
 
 _UNDATED: Final = 0  # as `final_ms`: final, but the clock was not to be trusted
 _REFUND_SHOWN: Final = "refund"  # there is no card in front of it that must be told
+_BOOK: Final = "day"  # the row of `totals` that holds the book of days
 _TOUCHED_MAX: Final = 64  # rows held back: a whole journal is applied in one go when the ledger is rebuilt
 _AT_ONCE: Final = 500  # transactions of one card, records dropped: what is found under one holding of the lock
 
@@ -224,7 +230,9 @@ class Store:
                 raise LedgerCorrupt("ledger.db is not a ledger: it is rebuilt from the journal")
 
     def _seal_anew(self) -> None:
-        """Of a form that had no seal: from here on it does."""
+        """Of a form that had no seal: from here on it does, and a book of days, in which all that stands is open."""
+        with self._book():
+            pass
         meta = self._the_meta()
         meta.settled = self._tally.formed()
         meta.seal = self._tally.seal(meta)
@@ -332,9 +340,8 @@ class Store:
         self._move(row, advance(State(row.state), decision.change), learnt, record)
         if body["envelope"] is not None:
             # CARD is written first: an OUTCOME that continues the chain has its CARD right before it.
-            is_sale = row.of is None
-            event = Event.AUTHORISATION if is_sale else Event.REFUND
-            urgent = decision is Decision.ONLINE and is_sale
+            event = Event.REFUND if row.of is not None else decision.event
+            urgent = decision is Decision.ONLINE and row.of is None
             self._queue(record.sequence - 1, id_, event, body["envelope"], meta, urgent=urgent)
         elif decision is Decision.ACCEPTED:
             self._run(self._sql.no_hurry, key=outbox_key(id_, Event.AUTHORISATION))
@@ -344,22 +351,32 @@ class Store:
         if row is not None:
             reason = ReversalReason(record.body["reason"])
             self._move(row, advance(State(row.state), reason.change), {"reason": reason.value}, record)
-        self._queue(record.sequence, UUID(record.body["transaction"]), Event.REVERSAL, record.body, meta, urgent=True)
+        id_ = UUID(record.body["transaction"])
+        if (advice := record.body.get("advice")) is not None:
+            self._queue(record.sequence - 1, id_, Event.ADVICE, advice, meta, urgent=False)
+        self._queue(record.sequence, id_, Event.REVERSAL, record.body, meta, urgent=True)
 
     def _apply_answer(self, record: Record, meta: MetaRow) -> None:
         body = record.body
         id_, event = UUID(body["transaction"]), Event(body["event"])
-        if event is Event.CHECKPOINT:
+        if event in OF_NO_SALE:
             item = self._outbox.get(outbox_key(id_, event))
             if item is None:
                 raise KeyError(id_)
-            meta.countersigned = item.sequence
+            if event is Event.CHECKPOINT:
+                meta.countersigned = item.sequence
+            else:
+                said = None if record.content is None else _payload_of(record.content, Said)
+                with self._book() as book:
+                    book.answer(id_, Verdict(body["decision"]), said)
             self._answered([item])
             return
         row = self._row(record, meta)
-        if row is not None:
+        if row is not None and event is Event.ADVICE:
+            row.last_sequence = record.sequence
+        elif row is not None:
             learnt = {name: body[name] for name in ("reason", "authorisation_code", "rrn") if body[name] is not None}
-            card_ref = None if record.content is None else _card_ref(record.content)
+            card_ref = None if record.content is None else _payload_of(record.content, _Named).card_ref
             if card_ref is not None:
                 learnt["card_ref"] = card_ref
                 row.card_tag, row.has_card = self._card_tag(card_ref), True
@@ -375,10 +392,19 @@ class Store:
         self._answered([item for item in items if Event(item.event) in ended_by(event)])
 
     def _apply_checkpoint(self, record: Record, meta: MetaRow) -> None:
-        """Of checkpoints only the newest is worth sending."""
+        """Of checkpoints only the newest is worth sending; a day's end is sent whatever comes after it."""
         meta.epoch = record.epoch
+        if "batch" in record.body:
+            closed = msgspec.convert(record.body, Closed)
+            with self._book() as book:
+                book.close(closed)
+            self._queue(record.sequence, closed.batch, Event.BATCH, record.body, meta, urgent=False)
+            return
         if "checkpoint" not in record.body:
             meta.epoch_of = _encoded(record.body["epoch_of"])
+            if meta.epoch_of is not None:
+                with self._book() as book:
+                    book.begin_epoch(meta.last_number)
             return  # the first record of an epoch
         self._answered(self._outbox.all(self._sql.unanswered_checkpoints))
         id_ = UUID(record.body["checkpoint"])
@@ -452,14 +478,38 @@ class Store:
         details = row.details
         day = datetime.fromtimestamp(details["opened_at"] / 1000, UTC).date().isoformat()
         key = f"{day}/{row.currency}/{details['scheme']}"
-        total = self._totals.get(key)
         by_minor = change * (row.amount_minor if row.of is None else -row.amount_minor)
+        with self._book() as book:
+            book.count(row.number, f"{row.currency}/{details['scheme']}", change, by_minor)
+        total = self._totals.get(key)
         if total is None:
             self._totals.insert(key=key, figures={"count": change, "sum": by_minor})
         else:
             figures = total.figures
             total.figures = {"count": figures["count"] + change, "sum": figures["sum"] + by_minor}
             self._totals.save(total)
+
+    @contextmanager
+    def _book(self) -> Generator[Book]:
+        """The book of days; what is changed in it is saved. A ledger that had none has not ended a day."""
+        row = self._totals.get(_BOOK)
+        book = Book(sold=self._sold()) if row is None else msgspec.convert(row.figures, Book)
+        yield book
+        figures = msgspec.to_builtins(book)
+        if row is None:
+            self._totals.insert(key=_BOOK, figures=figures)
+        else:
+            row.figures = figures
+            self._totals.save(row)
+
+    def _sold(self) -> dict[str, tuple[int, int]]:
+        """Everything that stands, by currency and scheme."""
+        sums: dict[str, tuple[int, int]] = {}
+        for total in self._day_totals():
+            key = f"{total.currency.code}/{total.scheme}"
+            count, minor = sums.get(key, (0, 0))
+            sums[key] = count + total.count, minor + total.sum_minor
+        return sums
 
     def _row(self, record: Record, meta: MetaRow) -> TransactionRow | None:
         """The transaction that a record goes on with. None only where the records before it are gone for good."""
@@ -592,7 +642,8 @@ class Store:
     def unsent(self) -> list[Unsent]:
         outbox, transactions = self._tables.outbox, self._tables.transactions
         with _translated():
-            waiting = outbox.select(outbox.transaction).where(outbox.answered == False)  # noqa: E712 (SQL)
+            money = SQL(f"event NOT IN ({_quoted(ASIDE)})")
+            waiting = outbox.select(outbox.transaction).where(outbox.answered == False, money)  # noqa: E712 (SQL)
             rows = [_transaction(row) for row in transactions.select().where(transactions.id << waiting)]
         by_code: dict[str, list[Transaction]] = {}
         for row in rows:
@@ -608,9 +659,9 @@ class Store:
         ]
 
     def waiting_count(self) -> int:
-        """Envelopes of transactions that the host has not answered; a checkpoint is no money."""
+        """Envelopes that the host has not answered and on which money hangs."""
         with _translated():
-            return self._database.number(self._sql.waiting) - self._database.number(self._sql.waiting_checkpoints)
+            return self._database.number(self._sql.waiting) - self._database.number(self._sql.waiting_aside)
 
     def waiting_transactions(self) -> set[UUID]:
         """The transactions of those envelopes."""
@@ -629,10 +680,28 @@ class Store:
             return [row.id for row in self._transactions.all(self._sql.with_card, before=before_ms, limit=limit)]
 
     def totals(self) -> list[Total]:
-        table = self._tables.totals
         with _translated():
-            found = [_total(row.key, row.figures) for row in table.select().order_by(table.key)]
+            found = self._day_totals()
         return [total for total in found if total.count]  # a wrong day keeps nothing once the true one is known
+
+    def _day_totals(self) -> list[Total]:
+        table = self._tables.totals
+        query = table.select().where(table.key != _BOOK).order_by(table.key)
+        return [_total(row.key, row.figures) for row in query]
+
+    def open_day(self) -> OpenDay:
+        """What has been sold since the last day's end."""
+        with _translated():
+            last = self._the_meta().last_number
+            row = self._totals.get(_BOOK)
+            book = Book(sold=self._sold()) if row is None else msgspec.convert(row.figures, Book)
+        return book.open_day(last)
+
+    def last_batch(self) -> Batch | None:
+        """The last day's end."""
+        with _translated():
+            row = self._totals.get(_BOOK)
+        return None if row is None else msgspec.convert(row.figures, Book).last_batch()
 
     def copy(self, sequence: int) -> tuple[bytes, bytes | None] | None:
         """`Record.trimmed` and `Record.payload` of a record, as far as they are here."""
@@ -907,7 +976,8 @@ class _Statements:
     def __init__(self, tables: Tables) -> None:
         records, transactions, outbox = tables.records, tables.transactions, tables.outbox
         zero, one = SQL("0"), SQL("1")
-        money = outbox.event != SQL(f"'{Event.CHECKPOINT}'")
+        money = SQL(f"event NOT IN ({_quoted(ASIDE)})")
+        aside = SQL(f"event IN ({_quoted(ASIDE)})")
         checkpoint = outbox.event == SQL(f"'{Event.CHECKPOINT}'")
         unanswered = outbox.answered == zero
         unfinished = SQL(f"state IN ({_quoted(_UNFINISHED)})")
@@ -928,7 +998,7 @@ class _Statements:
         self.unanswered_checkpoints: Final = compiled(outbox.select().where(unanswered, checkpoint))
         counted = outbox.select(fn.COUNT(SQL("*"))).where(unanswered)
         self.waiting: Final = compiled(counted)  # by the index alone, which does not hold the event
-        self.waiting_checkpoints: Final = compiled(counted.where(checkpoint))
+        self.waiting_aside: Final = compiled(counted.where(aside))
         self.to_hand_over: Final = compiled(
             outbox.select()
             .where(unanswered, outbox.handed_over == zero)
@@ -979,7 +1049,8 @@ class _Statements:
 
         at_rest = ~fn.EXISTS(
             outbox.select(one).where(
-                outbox.transaction == transactions.id, (outbox.answered == zero) | (outbox.erased == zero)
+                outbox.transaction == transactions.id,
+                ((outbox.answered == zero) & money) | ((outbox.answered == one) & (outbox.erased == zero)),
             )
         )
         old = (transactions.final_ms > SQL(str(_UNDATED))) & (transactions.final_ms < SQL(":before"))
@@ -1013,11 +1084,10 @@ class _Statements:
         newest = outbox.alias()
         self.delete_checkpoints: Final = compiled(
             outbox.delete().where(
-                checkpoint,
+                SQL(f"event IN ({_quoted(OF_NO_SALE)})"),
                 outbox.answered == one,
                 outbox.erased == one,
-                outbox.number
-                < newest.select(fn.MAX(newest.number)).where(newest.event == SQL(f"'{Event.CHECKPOINT}'")),
+                outbox.number < newest.select(fn.MAX(newest.number)).where(newest.event == outbox.event),
             )
         )
         self.unneeded: Final = compiled(
@@ -1044,8 +1114,8 @@ def _count_by(model: type[Model], field: Any, at: int) -> str:
     return compiled(model.select(key_id, fn.COUNT(SQL("*"))).group_by(key_id))
 
 
-def _quoted(states: Iterable[State]) -> str:
-    return ", ".join(f"'{state}'" for state in sorted(states))
+def _quoted(words: Iterable[State | Event]) -> str:
+    return ", ".join(f"'{word}'" for word in sorted(words))
 
 
 def _ids(together: bytes) -> list[bytes]:
@@ -1062,17 +1132,24 @@ def _run_on(meta: MetaRow, record: Record) -> None:
 
 
 def _transaction_of(record: Record) -> UUID | None:
-    """Whose record it is. An answer to a checkpoint is nobody's."""
+    """Whose record it is. An answer to a checkpoint or a batch is nobody's."""
     named = record.body.get("transaction")
-    return None if named is None or record.body.get("event") == Event.CHECKPOINT else UUID(named)
+    return None if named is None or record.body.get("event") in OF_NO_SALE else UUID(named)
 
 
-def _card_ref(jws: bytes) -> str | None:
-    """What the host calls the card, in an answer that was verified before it was recorded."""
+class _Named(msgspec.Struct, frozen=True):
+    """What the host calls the card."""
+
+    card_ref: str | None
+
+
+_Part = TypeVar("_Part")
+
+
+def _payload_of(jws: bytes, kind: type[_Part]) -> _Part:
+    """What an answer says, that was verified before it was recorded."""
     encoded = jws.split(b".")[1]
-    payload = msgspec.json.decode(urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4)), type=dict[str, Any])
-    card_ref = payload["card_ref"]
-    return None if card_ref is None else str(card_ref)
+    return msgspec.json.decode(urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4)), type=kind)
 
 
 def _encoded(value: dict[str, Any] | None) -> str | None:

@@ -29,6 +29,11 @@ class Decision(StrEnum):
     def change(self) -> Change:
         return _OUTCOMES[self]
 
+    @property
+    def event(self) -> Event:
+        """What an envelope is about that comes with it."""
+        return Event.ADVICE if self is Decision.COMPLETED else Event.AUTHORISATION
+
 
 class Verdict(StrEnum):
     """What the host decided."""
@@ -38,6 +43,12 @@ class Verdict(StrEnum):
     REVERSED = "reversed"
     COUNTERSIGNED = "countersigned"
     """Of a checkpoint: seen, and fits what was seen before. It changes no transaction."""
+    NOTED = "noted"
+    """Of an advice. It changes no transaction."""
+    BALANCED = "balanced"
+    """Of a batch: the host holds the same sums."""
+    DIFFERS = "differs"
+    """Of a batch: it does not."""
 
     def change(self, state: State, *, contact: bool) -> Change:
         """An inserted card has the last word on what the host approves; one that was tapped is gone."""
@@ -82,17 +93,24 @@ class Event(StrEnum):
 
     AUTHORISATION = "authorisation"
     REFUND = "refund"
+    ADVICE = "advice"
+    """What an inserted card said last of a sale that the host had approved."""
     REVERSAL = "reversal"
     CHECKPOINT = "checkpoint"
     """Not of a transaction: where the journal stands, for the host to countersign."""
+    BATCH = "batch"
+    """Not of a transaction: a day's end, for the host to compare its sums."""
 
 
-OF_NO_SALE = frozenset({Event.CHECKPOINT})
+OF_NO_SALE = frozenset({Event.CHECKPOINT, Event.BATCH})
+ASIDE = OF_NO_SALE | {Event.ADVICE}
+"""No money hangs on these: a host that does not take them must not fill the journal, nor keep a sale from ending."""
 
 
 def ended_by(event: Event) -> frozenset[Event]:
     """What nobody waits for any more once this is answered: a reversal that is done ends what it reverses, too."""
-    return frozenset({event, Event.AUTHORISATION}) if event is Event.REVERSAL else frozenset({event})
+    reversed_ = {Event.AUTHORISATION, Event.ADVICE} if event is Event.REVERSAL else set()
+    return frozenset({event} | reversed_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,3 +254,44 @@ class Total:
     scheme: str
     sum_minor: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was sold in one currency and scheme: sales and refunds counted, sales less refunds summed."""
+
+    currency: Currency
+    scheme: str
+    count: int
+    sum_minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDay:
+    """What has been sold since the last day's end: transactions `first` to `last`; none if `last` is before `first`."""
+
+    no: int
+    first: int
+    last: int
+    sold: tuple[Figure, ...]
+    corrected: tuple[Figure, ...]
+    """What has become of transactions that are in an earlier batch."""
+    since_ms: int | None
+    """Wall time of the last day's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A day's end. `decision` and what the host holds (code, count, minor units) are None until it has answered."""
+
+    id: UUID
+    no: int
+    first: int
+    last: int
+    sold: tuple[Figure, ...]
+    corrected: tuple[Figure, ...]
+    taken_at_ms: int
+    decision: Verdict | None
+    host: tuple[tuple[str, int, int], ...] | None
+    missing: tuple[tuple[int, int], ...]
+    """Transactions of which nothing has come there, as ranges."""

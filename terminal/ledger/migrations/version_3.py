@@ -1,4 +1,4 @@
-"""Form 3: refunds name their sale, and what the host said no to afterwards waits until somebody has seen it.
+"""Form 3: refunds name their sale, days end, and what the host said no to afterwards waits until somebody has seen it.
 
 Older releases would count a refund as a sale. What was refused before this form is brought to somebody's notice now.
 """
@@ -16,6 +16,9 @@ _STATEMENTS: Final = (
     'CREATE INDEX transactions_of_sale ON transactions ("of") WHERE "of" IS NOT NULL',
     "CREATE INDEX transactions_alert ON transactions (number) WHERE alert = 1",
     "UPDATE transactions SET alert = 1 WHERE state = 'refused'",
+    "DROP INDEX outbox_checkpoints",
+    "CREATE INDEX outbox_checkpoints ON outbox (number) WHERE event IN ('batch', 'checkpoint')",
+    "CREATE INDEX outbox_aside ON outbox (key) WHERE answered = 0 AND event IN ('advice', 'batch', 'checkpoint')",
 )
 
 

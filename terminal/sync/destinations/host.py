@@ -40,7 +40,7 @@ _PERMANENT: Final = {
 }
 _LATER: Final = {425: "waits for what comes before this", 429: "is busy"}
 # A host that does not know these still takes sales: nothing else must wait behind one.
-_OPTIONAL: Final = frozenset({"checkpoint", "reconciliation"})
+_OPTIONAL: Final = frozenset({"advice", "batch", "checkpoint", "reconciliation"})
 _UNKNOWN: Final = frozenset({404, 405})
 _REMEDIES: Final = {
     401: "it wants a client certificate: set [host] client_certificate",
@@ -181,7 +181,11 @@ class HostDestination:
         return Answered(text)
 
 
-_OF_NO_TRANSACTION: Final = {"checkpoint": "checkpoints", "reconciliation": "reconciliations"}
+_OF_NO_TRANSACTION: Final = {
+    "batch": "batches",
+    "checkpoint": "checkpoints",
+    "reconciliation": "reconciliations",
+}
 
 
 def _path(parcel: Parcel) -> str:
