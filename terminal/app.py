@@ -35,6 +35,7 @@ from terminal.ledger.upkeep import Retention
 from terminal.link import Link
 from terminal.payment import Payments
 from terminal.reconciling import Reconciling
+from terminal.registration import Registration
 from terminal.service import Service, out_of_order
 from terminal.tidying import UpkeepThread
 from terminal.ui import screens
@@ -207,6 +208,7 @@ class _Terminal:
                 desk=desk,
                 reconciling=Reconciling(ledger, books.envelopes, answer_key, clock, self._entropy),
                 days=days,
+                registration=Registration(ledger, books.envelopes, answer_key, clock, self._entropy),
             )
             flow = Flow(
                 config=config,

@@ -25,7 +25,7 @@ from terminal import VERSION
 from terminal.clock import SystemClock, system_entropy
 from terminal.commands import audit, day, emv, keys, ledger, privacy, queue, reconcile, sync
 from terminal.commands.base import Commands, HardwareFactory, takes_json
-from terminal.config import load
+from terminal.config import Config, load
 from terminal.control import ControlClient
 from terminal.errors import TerminalError
 from terminal.money import Amount, currency, sum_of
@@ -148,19 +148,19 @@ def _recover(options: argparse.Namespace, _: HardwareFactory) -> int:
 def _sale(options: argparse.Namespace, _: HardwareFactory) -> int:
     config = load(options.config)
     amount = Amount.parse(options.amount, currency(options.currency or config.terminal.currency))
-    client = ControlClient(config.socket.path)
-    sale = client.call(
-        "sale.start", {"amount": amount.minor, "currency": amount.currency.code, "reference": options.reference}
-    )
-    if not options.json:
-        print(f"{amount}: present card", file=sys.stderr)
-    try:
-        while not sale["decided"]:
-            sale = client.call("sale.result", {"wait_ms": _RESULT_WAIT_MS, "transaction": sale["id"]})
-    except KeyboardInterrupt:
-        client.close()
-        client.call("sale.cancel", {"transaction": sale["id"]})
-        raise
+    with _terminal(config) as client:
+        sale = client.call(
+            "sale.start", {"amount": amount.minor, "currency": amount.currency.code, "reference": options.reference}
+        )
+        if not options.json:
+            print(f"{amount}: present card", file=sys.stderr)
+        try:
+            while not sale["decided"]:
+                sale = client.call("sale.result", {"wait_ms": _RESULT_WAIT_MS, "transaction": sale["id"]})
+        except KeyboardInterrupt:
+            client.close()
+            client.call("sale.cancel", {"transaction": sale["id"]})
+            raise
     if options.json:
         print(json.dumps(sale))
     else:
@@ -170,15 +170,15 @@ def _sale(options: argparse.Namespace, _: HardwareFactory) -> int:
 
 
 def _keep(options: argparse.Namespace, _: HardwareFactory) -> int:
-    client = ControlClient(load(options.config).socket.path)
-    client.call("attention.resolve", {"transaction": options.transaction, "keep": True})
+    with _terminal(load(options.config)) as client:
+        client.call("attention.resolve", {"transaction": options.transaction, "keep": True})
     print("kept: the sale stands")
     return 0
 
 
 def _void(options: argparse.Namespace, _: HardwareFactory) -> int:
-    client = ControlClient(load(options.config).socket.path)
-    sale = client.call("sale.void", {"sale": options.sale, "wait_ms": options.wait * 1000})
+    with _terminal(load(options.config)) as client:
+        sale = client.call("sale.void", {"sale": options.sale, "wait_ms": options.wait * 1000})
     if options.json:
         print(json.dumps(sale))
         return 0
@@ -190,12 +190,12 @@ def _void(options: argparse.Namespace, _: HardwareFactory) -> int:
 def _refund(options: argparse.Namespace, _: HardwareFactory) -> int:
     config = load(options.config)
     asked = {"sale": options.sale, "reference": options.reference, "wait_ms": options.wait * 1000}
-    client = ControlClient(config.socket.path)
-    if options.amount is not None:
-        # In the sale's currency, whose minor units only the terminal knows: nothing is paid back by asking.
-        code = client.call("sale.result", _named_result(options.sale))["currency"]
-        asked |= {"amount": Amount.parse(options.amount, currency(code)).minor, "currency": code}
-    refund = client.call("sale.refund", asked)
+    with _terminal(config) as client:
+        if options.amount is not None:
+            # In the sale's currency, whose minor units only the terminal knows: nothing is paid back by asking.
+            code = client.call("sale.result", _named_result(options.sale))["currency"]
+            asked |= {"amount": Amount.parse(options.amount, currency(code)).minor, "currency": code}
+        refund = client.call("sale.refund", asked)
     if options.json:
         print(json.dumps(refund))
     else:
@@ -211,10 +211,17 @@ def _refund(options: argparse.Namespace, _: HardwareFactory) -> int:
 
 
 def _acknowledge(options: argparse.Namespace, _: HardwareFactory) -> int:
-    client = ControlClient(load(options.config).socket.path)
-    done = client.call("alert.acknowledge", {"transaction": options.sale})["acknowledged"]
+    with _terminal(load(options.config)) as client:
+        done = client.call("alert.acknowledge", {"transaction": options.sale})["acknowledged"]
     print("acknowledged" if done else "there was nothing to acknowledge")
     return 0
+
+
+@contextlib.contextmanager
+def _terminal(config: Config) -> Iterator[ControlClient]:
+    """The running terminal."""
+    with contextlib.closing(ControlClient(config.socket.path)) as client:
+        yield client
 
 
 def _amount(sale: dict[str, Any]) -> Amount:
@@ -244,7 +251,8 @@ def _seconds(text: str) -> int:
 
 
 def _status(options: argparse.Namespace, _: HardwareFactory) -> int:
-    status = ControlClient(load(options.config).socket.path).call("status")
+    with _terminal(load(options.config)) as client:
+        status = client.call("status")
     if options.json:
         print(json.dumps(status))
         return 0
@@ -256,6 +264,11 @@ def _status(options: argparse.Namespace, _: HardwareFactory) -> int:
     sums = ", ".join(sum_of(minor, currency(code)) for code, minor in unsent["sums"].items())
     print(f"terminal  {status['terminal']}, payterm {status['version']}")
     print(f"host      {host}")
+    operator = status["operator"]
+    if operator["revoked"]:
+        print("REVOKED   by the operator: no sale is taken, what is stored is kept; ask the operator")
+    if operator["wanted"] is not None and operator["wanted"] != operator["configuration"]:
+        print(f"config    {operator['configuration'] or 'unnamed'}, the operator wants {operator['wanted']}")
     print(f"sync      {'running' if link['sync'] else 'not running: sales are stored and wait'}")
     print(f"unsent    {unsent['count']}{f' ({sums})' if sums else ''}{_age(unsent['oldest_ms'])}")
     storage = status["storage"]

@@ -55,6 +55,7 @@ class TerminalSection(_Section, frozen=True):
     country: Annotated[int, msgspec.Meta(ge=1, le=999)]  # ISO 3166-1 numeric, EMV tag 9F1A
     currency: str
     language: Annotated[str, msgspec.Meta(pattern=r"\A[a-z]{2}\Z")] = "en"
+    configuration: Annotated[str, msgspec.Meta(pattern=r"\A[\x21-\x7e]{1,64}\Z")] | None = None  # this file's version
     day_end: Annotated[str, msgspec.Meta(pattern=r"\A([01]\d|2[0-3]):[0-5]\d\Z")] | None = None  # local time
 
 
@@ -153,6 +154,7 @@ class HostSection(_Section, frozen=True):
     answer_fingerprint: _Fingerprint
     ca: Path | None = None
     client_certificate: Path | None = None
+    enrol: bool = False  # get the client certificate from the host, and renew it
     connect_timeout_ms: _PositiveMs = 4_000
     read_timeout_ms: _PositiveMs = 10_000
     root_fingerprint: _Fingerprint | None = None  # whose signature may bring in a new host key
@@ -340,6 +342,8 @@ def _check(config: Config) -> None:
     for keys, state in ((config.ledger.keys, config.ledger.directory), (config.sync.keys, config.sync.directory)):
         if keys is not None and keys.absolute().is_relative_to(state.absolute()):
             raise MoneyError(f"keys in {keys} lie beside what they protect in {state}: name another directory")
+    if config.host.enrol and config.host.client_certificate is not None:
+        raise MoneyError("[host] enrol and client_certificate exclude each other: remove one of them")
     if config.sync.mode == "window" and not config.sync.windows:
         raise MoneyError('[sync] mode is "window", and there are no windows: name some, like windows = ["22:00-06:00"]')
     for text in config.sync.windows:

@@ -130,6 +130,11 @@ class Payments:
                     "reference_taken", f"reference {reference!r} belongs to a {known.kind} of {known.amount}"
                 )
             return known
+        told = self._ledger.host_status
+        if told is not None and told.revoked:
+            raise SaleRefused(
+                "revoked", "the operator has revoked this terminal: nothing was charged; ask the operator"
+            )
         code = amount.currency.code
         if code not in self._config.limits:
             raise SaleRefused("currency", f"this terminal is not set up for {code}: nothing was charged")

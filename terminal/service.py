@@ -25,6 +25,7 @@ from terminal.money import Amount, MoneyError, currency
 from terminal.payment import Payments, SaleRefused
 from terminal.reconciling import Reconciling
 from terminal.records import Records, view
+from terminal.registration import Registration
 
 ITEMS_MAX: Final = 16  # with envelopes of 2 to 3 KB a fetch stays within one line of the socket
 _WAIT_MS_MAX: Final = 60_000
@@ -136,6 +137,7 @@ class Service:
         desk: Desk,
         reconciling: Reconciling,
         days: Days,
+        registration: Registration,
     ) -> None:
         self._config = config
         self._ledger = ledger
@@ -146,6 +148,7 @@ class Service:
         self._records = Records(config, ledger)
         self._reconciling = reconciling
         self._days = days
+        self._registration = registration
         self._history = "whole"
 
     def calls(self) -> Mapping[str, Call]:
@@ -167,6 +170,7 @@ class Service:
             **self._records.calls(),
             **self._reconciling.calls(),
             **self._days.calls(),
+            **self._registration.calls(),
         }
 
     def _fetch(self, arguments: Fetch) -> dict[str, Any]:
@@ -371,6 +375,7 @@ class Service:
     def _status(self, _: Nothing) -> dict[str, Any]:
         link = self._link.state()
         unsent = self._ledger.unsent()
+        told = self._ledger.host_status
         return {
             "version": VERSION,
             "terminal": self._config.terminal.id,
@@ -382,6 +387,11 @@ class Service:
                 "oldest_ms": min((each.oldest_wall_ms for each in unsent), default=None),
             },
             "link": {"online": link.online, "sync": link.sync_present, "error": link.error, "queued": link.queued},
+            "operator": {
+                "revoked": told is not None and told.revoked,
+                "configuration": self._config.terminal.configuration,
+                "wanted": None if told is None else told.configuration,
+            },
             "storage": {
                 "free_slots": self._ledger.free_slots,
                 "second": self._ledger.second_trouble,
@@ -422,6 +432,7 @@ def out_of_order(reason: Callable[[], str]) -> Mapping[str, Call]:
         "sale.start", "sale.result", "sale.cancel", "sale.void", "sale.refund", "attention.resolve",
         "alert.acknowledge", "outbox.fetch", "outbox.stored", "answers.deliver", "link.report",
         "reconcile.begin", "reconcile.compare", "reconcile.ended", "day.show", "day.end",
+        "certificate.request", "certificate.issued", "terminal.told",
         "ledger.list", "ledger.check", "ledger.backup",
         "audit.page", "audit.verify", "keys.use", "privacy.export", "privacy.erase",
     )  # fmt: skip

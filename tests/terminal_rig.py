@@ -45,6 +45,7 @@ from terminal.link import Link
 from terminal.money import EUR, Amount
 from terminal.payment import Payments
 from terminal.reconciling import Reconciling
+from terminal.registration import Registration
 from terminal.service import Service
 from terminal.ui import screens
 from terminal.ui.flow import Flow
@@ -349,6 +350,7 @@ class Terminal:
             desk=self.desk,
             reconciling=Reconciling(self.ledger, envelopes, self.keys.host_answer, self.clock, self.entropy),
             days=Days(self.config, self.ledger, envelopes, self.link, self.clock),
+            registration=Registration(self.ledger, envelopes, self.keys.host_answer, self.clock, self.entropy),
         ).calls()
         self.alive = 0
         self.flow = self._flow(

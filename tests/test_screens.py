@@ -63,7 +63,7 @@ DECLINES = (
 RETRIES = ("card_lost", "confirm_on_phone", "parse_error")
 TROUBLES = (
     "reader_missing", "reader_fault", "not_completed", "key", "ledger", "journal_full", "storage", "storage_full",
-    "over_limit", "fault",
+    "over_limit", "revoked", "fault",
 )  # fmt: skip
 
 SAMPLES: Final[dict[str, Screen]] = {
@@ -73,6 +73,7 @@ SAMPLES: Final[dict[str, Screen]] = {
     "idle": Idle("14:05", online=True, unsent=0, oldest_minutes=None),
     "idle-offline": Idle("14:05", online=False, unsent=3, oldest_minutes=12),
     "idle-days": Idle("09:30", online=False, unsent=128, oldest_minutes=3 * 24 * 60, disclaimer=False),
+    "idle-declined-later": Idle("14:05", online=True, unsent=2, oldest_minutes=1, lost=1),
     "idle-clock-unset": Idle(None, online=True, unsent=1, oldest_minutes=None),
     "enter-amount": EnterAmount(SALE),
     "enter-amount-empty": EnterAmount(Amount(0, EUR)),

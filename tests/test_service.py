@@ -71,6 +71,7 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         "day.show": sale,
         "day.end": sale,
         **{name: {Role.SYNC} for name in ("reconcile.begin", "reconcile.compare", "reconcile.ended")},
+        **{name: {Role.SYNC} for name in ("certificate.request", "certificate.issued", "terminal.told")},
         **{
             name: {Role.OPERATOR}
             for name in (

@@ -68,6 +68,7 @@ from terminal.ledger.values import (
     Decision,
     Event,
     Exposure,
+    HostStatus,
     Kind,
     OpenDay,
     OutboxItem,
@@ -170,6 +171,7 @@ class Ledger:
         self._next_envelope = parts.store.last_envelope_number() + 1
         self._second = second
         self._sync_head_ms: int | None = None
+        self._host_status = parts.store.host_status()
         self.epoch: Final = parts.journal.epoch
         self.recovery: Final = report
         self.inspection: Final = Inspection(
@@ -514,6 +516,11 @@ class Ledger:
             self._sync_head_ms = self._clock.monotonic_ms()
 
     @property
+    def host_status(self) -> HostStatus | None:
+        """What the operator's host last said of this terminal; None before it has said anything."""
+        return self._host_status
+
+    @property
     def second_trouble(self) -> str | None:
         """Why there is only one copy of the journal though two are configured."""
         return self._second.trouble
@@ -545,6 +552,13 @@ class Ledger:
             self._parts.append(RecordType.EVENT, {"what": "alert_acknowledged", "details": details})
             self._parts.commit()
             return True
+
+    def commit_host_status(self, status: HostStatus) -> None:
+        """What the operator's host says of this terminal, if that has changed. Durable on return."""
+        with self._parts.held():
+            self._parts.append(RecordType.EVENT, {"what": "host_status", "details": asdict(status)})
+            self._parts.commit()
+            self._host_status = status
 
     def flush(self) -> None:
         """For idle time: everything so far is durable on return."""

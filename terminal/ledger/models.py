@@ -164,6 +164,7 @@ class MetaRow(Model):
     sync_head = TextField(null=True)  # JSON, as in the newest event of that name
     settled = BlobField(null=True)  # the sum over the rows that nothing happens to any more
     seal = BlobField(null=True)  # MAC over this row and the sum of all others; null: not applied to since it was made
+    host_status = TextField(null=True)  # JSON, as in the newest event of that name
 
     class Meta:
         table_name = "meta"

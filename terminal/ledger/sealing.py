@@ -41,6 +41,7 @@ _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_
 _SEALING_ADDS_BYTES: Final = 48  # encapsulated key and tag
 ENVELOPE_TYPE: Final = "payterm-envelope"
 _ANSWER_TYPE: Final = "payterm-answer"
+_STATUS_TYPE: Final = "payterm-status"
 
 
 def digest(jws: str) -> str:
@@ -141,6 +142,20 @@ class Envelopes:
             "number": None,
             "first": first,
             "last": last,
+            "asked_at": asked_at_ms,
+        })  # fmt: skip
+
+    def certificate(self, id_: UUID, *, csr: str, asked_at_ms: int) -> str:
+        """Ask the host to sign a TLS client key. It has no number: nothing is missing if it never arrives."""
+        return self._sign({
+            "v": 1,
+            "event": "certificate",
+            "certificate": str(id_),
+            "terminal": self.terminal,
+            "merchant": self._merchant,
+            "epoch": self._epoch,
+            "number": None,
+            "csr": csr,
             "asked_at": asked_at_ms,
         })  # fmt: skip
 
@@ -346,7 +361,31 @@ class Reconciled(msgspec.Struct, frozen=True):
     answered_at: int
 
 
-_Payload = TypeVar("_Payload", _Answer, _Countersignature, _BatchAnswer, Reconciled)
+class Issued(msgspec.Struct, frozen=True):
+    """The payload of the answer to a certificate request, version 1."""
+
+    v: Literal[1]
+    event: Literal["certificate"]
+    certificate: UUID
+    terminal: str
+    envelope: str
+    decision: Literal["issued", "declined"]
+    reason: _Word | None
+    chain: str | None
+    answered_at: int
+
+
+class TerminalStatus(msgspec.Struct, frozen=True):
+    """What the operator wants of a terminal, version 1."""
+
+    v: Literal[1]
+    terminal: str
+    configuration: _Word | None
+    revoked: bool
+    time: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+
+
+_Payload = TypeVar("_Payload", _Answer, _Countersignature, _BatchAnswer, Reconciled, Issued, TerminalStatus)
 _DECIDED: Final = frozenset({Verdict.APPROVED, Verdict.DECLINED})
 _MAY_ANSWER: Final = {Event.REVERSAL: frozenset({Verdict.REVERSED}), Event.ADVICE: frozenset({Verdict.NOTED})}
 
@@ -438,12 +477,28 @@ def verify_reconciliation(
     return answer
 
 
-def _read(jws: str, answer_key: Ed25519PublicKey, kind: type[_Payload]) -> _Payload:
+def verify_certificate(jws: str, answer_key: Ed25519PublicKey, *, id_: UUID, terminal: str, envelope: str) -> Issued:
+    """The host's answer to a certificate request. Raises `AnswerRejected` like `verify_answer`."""
+    answer = _read(jws, answer_key, Issued)
+    _compare(answer, {"certificate": id_, "terminal": terminal, "envelope": envelope})
+    if (answer.decision == "issued") != (answer.chain is not None):
+        raise AnswerRejected("chain", "it says one thing and means another")
+    return answer
+
+
+def verify_terminal_status(jws: str, answer_key: Ed25519PublicKey, *, terminal: str) -> TerminalStatus:
+    """What the host says of this terminal. Raises `AnswerRejected` like `verify_answer`."""
+    status = _read(jws, answer_key, TerminalStatus, _STATUS_TYPE)
+    _compare(status, {"terminal": terminal})
+    return status
+
+
+def _read(jws: str, answer_key: Ed25519PublicKey, kind: type[_Payload], typ: str = _ANSWER_TYPE) -> _Payload:
     """What the host has signed, if it is of this kind."""
     if len(jws) > ANSWER_CHARS_MAX:
         raise AnswerRejected("size", f"it is longer than {ANSWER_CHARS_MAX} characters")
     try:
-        payload = signatures.verify(jws, answer_key, typ=_ANSWER_TYPE, kid=key_id(answer_key))
+        payload = signatures.verify(jws, answer_key, typ=typ, kid=key_id(answer_key))
     except signatures.JwsError as error:
         raise AnswerRejected(error.reason, str(error)) from error
     try:
@@ -452,7 +507,7 @@ def _read(jws: str, answer_key: Ed25519PublicKey, kind: type[_Payload]) -> _Payl
         raise AnswerRejected("form", str(error)) from error
 
 
-def _compare(answer: _Answer | _Countersignature | _BatchAnswer | Reconciled, sent: Mapping[str, object]) -> None:
+def _compare(answer: msgspec.Struct, sent: Mapping[str, object]) -> None:
     for name, expected in sent.items():
         if getattr(answer, name) != expected:
             raise AnswerRejected(name, f"its {name} is not what was sent")

@@ -50,6 +50,7 @@ from terminal.ledger.values import (
     CardSummary,
     Decision,
     Event,
+    HostStatus,
     Kind,
     OpenDay,
     OutboxItem,
@@ -418,6 +419,8 @@ class Store:
                 self._apply_clock_set(record)
             case "sync_head":
                 meta.sync_head = _encoded(record.body["details"])
+            case "host_status":
+                meta.host_status = _encoded(record.body["details"])
             case "alert_acknowledged":
                 self._apply_acknowledgement(record)
             case _:
@@ -621,6 +624,12 @@ class Store:
         with _translated():
             held = self._the_meta().sync_head
         return None if held is None else msgspec.json.decode(held, type=dict[str, Any])
+
+    def host_status(self) -> HostStatus | None:
+        """What the operator's host last said of this terminal."""
+        with _translated():
+            held = self._the_meta().host_status
+        return None if held is None else msgspec.json.decode(held, type=HostStatus)
 
     def countersigned(self) -> int | None:
         """The record that holds the newest checkpoint which the host has countersigned."""

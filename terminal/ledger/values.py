@@ -295,3 +295,13 @@ class Batch:
     host: tuple[tuple[str, int, int], ...] | None
     missing: tuple[tuple[int, int], ...]
     """Transactions of which nothing has come there, as ranges."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """What the operator's host last said of this terminal, when it changed; `said_at_ms` by the host's clock."""
+
+    revoked: bool
+    configuration: str | None
+    """The version that this terminal should have."""
+    said_at_ms: int

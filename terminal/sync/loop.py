@@ -31,6 +31,7 @@ from terminal.sync.journal import SyncJournal
 from terminal.sync.network import NetworkWatch
 from terminal.sync.queue import Queue
 from terminal.sync.reconcile import Asking, Daily, Reconciler
+from terminal.sync.registrar import Office, Registrar
 from terminal.sync.schedule import Schedule
 from terminal.sync.spool import Follower, Spool
 from terminal.sync.status import status_calls
@@ -67,6 +68,8 @@ class SyncSettings:
     ask: Callable[[], Asking] | None = None  # a connection to the terminal for comparing the books
     terminal: str = ""
     reconcile_days: int | None = None  # by itself, once a day, so far back
+    office: Callable[[], Office] | None = None  # the host, to be asked about this terminal
+    enrol: bool = False  # get a client certificate from it
 
 
 class Poll:
@@ -221,12 +224,21 @@ def run(
         open_.enter_context(contextlib.closing(NetworkWatch(network_changed)))
         desk = Desk(woken.set)
         queue_calls = desk.calls(Queue(spool, clock, sync.is_under_way).calls())
-        reconciler = daily = None
+        reconciler = daily = registrar = None
         if settings.ask is not None:
             host = settings.places[0].build
             reconciler = Reconciler(settings.ask, host, queue_calls, settings.state_directory, clock)
             if settings.reconcile_days is not None:
                 daily = Daily(reconciler, clock, terminal=settings.terminal, days=settings.reconcile_days)
+            if settings.office is not None:
+                registrar = Registrar(
+                    settings.ask,
+                    settings.office,
+                    settings.state_directory,
+                    clock,
+                    terminal=settings.terminal,
+                    enrol=settings.enrol,
+                )
         if settings.socket is not None:
             table = {
                 **queue_calls,
@@ -253,6 +265,8 @@ def run(
             sync.note(report)
             if daily is not None:
                 daily.look(report, sync.schedule.mode)
+            if registrar is not None and not sync.terminal_away:
+                registrar.look(sync.schedule.mode)
             if due.in_ms:
                 journal.tidy()
                 woken.wait(due.in_ms / 1000)

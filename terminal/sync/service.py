@@ -22,6 +22,7 @@ from terminal.sync.journal import Head
 from terminal.sync.loop import Place, SyncSettings
 from terminal.sync.loop import run as run_loop
 from terminal.sync.queue import Queue
+from terminal.sync.registrar import CERTIFICATE_NAME
 from terminal.sync.schedule import Mode, Schedule, Window
 from terminal.sync.spool import Follower, OutboxItem, Spool
 from terminal.sync.step import Backoff, Delivered, LinkReport, Offer, Seen
@@ -104,6 +105,8 @@ def run(config: Config, *, clock: Clock, entropy: Entropy, stop: threading.Event
         ask=lambda: ControlClient(config.socket.path),
         terminal=config.terminal.id,
         reconcile_days=config.sync.reconcile_days or None,
+        office=partial(HostDestination, host_settings(config)),
+        enrol=config.host.enrol,
     )
 
     def connect() -> SocketTerminal:
@@ -125,17 +128,22 @@ def queue_at_rest(config: Config, clock: Clock, entropy: Entropy) -> Iterator[Ma
 
 def places(config: Config) -> Sequence[Place]:
     """Where the configuration sends to, the host first. Raises `KeyUnavailable`, `Unsendable`."""
-    host = HostSettings(
-        base_url=config.host.url,
-        ca_file=config.host.ca,
-        client_certificate=config.host.client_certificate,
-        connect_timeout_ms=config.host.connect_timeout_ms,
-        read_timeout_ms=config.host.read_timeout_ms,
-    )
-    found = [Place(partial(HostDestination, host), uploads=config.sync.uploads)]
+    found = [Place(partial(HostDestination, host_settings(config)), uploads=config.sync.uploads)]
     if config.stripe is not None:
         found.append(Place(_stripe(config), takes_envelopes=False, uploads=config.sync.uploads))
     return found
+
+
+def host_settings(config: Config) -> HostSettings:
+    """How to reach the host."""
+    return HostSettings(
+        base_url=config.host.url,
+        ca_file=config.host.ca,
+        client_certificate=config.host.client_certificate,
+        enrolled=config.sync.directory / CERTIFICATE_NAME if config.host.enrol else None,
+        connect_timeout_ms=config.host.connect_timeout_ms,
+        read_timeout_ms=config.host.read_timeout_ms,
+    )
 
 
 def followers(config: Config) -> Sequence[Follower]:

@@ -293,12 +293,12 @@ _ROW: Final = (
 # An earlier item of the transaction that this one comes after is not through yet: an answer alone is not enough, since
 # the terminal may not believe it. A batch comes after everything that still goes on by itself, for the host compares
 # its sums with what it has then.
-_FREE: Final = (  # noqa: S608 (no value comes from outside)
+_FREE: Final = (
     '(after IS NULL OR NOT EXISTS (SELECT 1 FROM item AS earlier WHERE earlier."transaction" = item.after '
     "AND earlier.destination = item.destination AND earlier.rowid < item.rowid "
     "AND earlier.state <> 'delivered')) AND (event <> 'batch' OR NOT EXISTS (SELECT 1 FROM item AS "
     "earlier WHERE earlier.destination = item.destination AND earlier.rowid < item.rowid "
-    f"AND earlier.state IN ({_these(OPEN)})))"
+    "AND earlier.state IN ('queued', 'sending', 'ambiguous', 'answered')))"
 )
 
 

@@ -97,7 +97,9 @@ class Flow:
         while not self._stopping():
             self._alive()
             self._readers.look_after()
-            self._panel.show(self._idle_screen())
+            told = self._ledger.host_status
+            revoked = told is not None and told.revoked
+            self._panel.show(screens.Error("revoked") if revoked else self._idle_screen())
             match self._desk.take(IDLE_MS):
                 case None:
                     self._ledger.look_around()
@@ -292,6 +294,7 @@ class Flow:
             online=self._link.presumed_up(),
             unsent=sum(each.count for each in unsent),
             oldest_minutes=oldest,
+            lost=len(self._ledger.alerts()),
         )
 
     def _notify(self, request: UiRequest) -> None:

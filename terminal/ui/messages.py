@@ -58,6 +58,7 @@ _TROUBLES: Final = {
     "storage": (mark("Storage fault"), mark("No sales for now. Check the SD card")),
     "storage_full": (mark("Storage full"), mark("No sales for now. Make space")),
     "journal_full": (mark("Storage full"), mark("Connect to the network to send sales")),
+    "revoked": (mark("Out of service"), mark("No sales can be taken. Call the operator")),
     "over_limit": (mark("Limit exceeded"), mark("Nothing was charged")),
 }
 

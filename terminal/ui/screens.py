@@ -47,13 +47,14 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Ready for a sale. `time` is None while the clock is not synchronised."""
+    """Ready for a sale. `time` is None while the clock is not synchronised; what is `lost` is said before `unsent`."""
 
     time: str | None
     online: bool
     unsent: int
     oldest_minutes: int | None
     disclaimer: bool = True
+    lost: int = 0  # of what was promised, declined by the host since; nobody has acknowledged it
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,9 +329,10 @@ def _idle(screen: Idle, say: Callable[[str], str]) -> Iterator[Mark]:
         yield from _text(say("Offline"), LINE, HEAD._replace(right=WIDTH - MARGIN - state.width - 4), END)
     yield Rule(14)
     bottom = 52 if screen.disclaimer else HEIGHT
-    if screen.unsent:
+    if screen.unsent or screen.lost:
+        told = say("{count} declined later").format(count=screen.lost) if screen.lost else _unsent(screen, say)
         yield from _text(say("Ready"), TITLE, Box(0, 16, WIDTH, bottom - 14))
-        yield from _text(_unsent(screen, say), LINE, Box(MARGIN, bottom - 14, WIDTH - MARGIN, bottom - 2))
+        yield from _text(told, LINE, Box(MARGIN, bottom - 14, WIDTH - MARGIN, bottom - 2))
     else:
         yield from _text(say("Ready"), TITLE, Box(0, 16, WIDTH, bottom))
     if screen.disclaimer:

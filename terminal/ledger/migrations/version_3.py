@@ -16,6 +16,7 @@ _STATEMENTS: Final = (
     'CREATE INDEX transactions_of_sale ON transactions ("of") WHERE "of" IS NOT NULL',
     "CREATE INDEX transactions_alert ON transactions (number) WHERE alert = 1",
     "UPDATE transactions SET alert = 1 WHERE state = 'refused'",
+    'ALTER TABLE "meta" ADD COLUMN "host_status" TEXT',
     "DROP INDEX outbox_checkpoints",
     "CREATE INDEX outbox_checkpoints ON outbox (number) WHERE event IN ('batch', 'checkpoint')",
     "CREATE INDEX outbox_aside ON outbox (key) WHERE answered = 0 AND event IN ('advice', 'batch', 'checkpoint')",

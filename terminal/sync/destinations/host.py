@@ -40,10 +40,10 @@ _PERMANENT: Final = {
 }
 _LATER: Final = {425: "waits for what comes before this", 429: "is busy"}
 # A host that does not know these still takes sales: nothing else must wait behind one.
-_OPTIONAL: Final = frozenset({"advice", "batch", "checkpoint", "reconciliation"})
+_OPTIONAL: Final = frozenset({"advice", "batch", "certificate", "checkpoint", "reconciliation"})
 _UNKNOWN: Final = frozenset({404, 405})
 _REMEDIES: Final = {
-    401: "it wants a client certificate: set [host] client_certificate",
+    401: "it wants a client certificate: set [host] enrol or client_certificate",
     403: "it does not admit this terminal: have the client certificate registered there",
     404: "it does not know the address: check [host] url",
 }
@@ -58,6 +58,7 @@ class HostSettings:
     ca_file: Path | None = None
     client_certificate: Path | None = None  # PEM; holds the key, too, unless `client_key` does
     client_key: Path | None = None
+    enrolled: Path | None = None  # a client certificate that comes, and changes, by itself (`registrar`)
     connect_timeout_ms: int = 4_000
     read_timeout_ms: int = 10_000  # between two pieces of the answer
     total_timeout_ms: int = 15_000  # the terminal takes sync for gone after 20 s of silence
@@ -82,6 +83,7 @@ class HostDestination:
         self._used_s = -math.inf
         self._settings = settings
         self._host, self._port = parts.hostname, parts.port
+        self._shown = self._certificate()
         self._pool = self._opened()
 
     @property
@@ -93,13 +95,23 @@ class HostDestination:
         """For ever: the host books once per transaction and event, whatever the key."""
 
     def send(self, parcel: Parcel) -> Result:
-        if self._monotonic_s() - self._used_s > IDLE_MAX_MS / 1000 and self._used_s > -math.inf:
+        return self._exchanged(lambda: self._put(parcel), parcel.event)
+
+    def standing(self, terminal: str) -> Result:
+        """What the host says of this terminal: a signed text, which the terminal is to verify."""
+        return self._exchanged(lambda: self._get(f"/v1/terminals/{quote(terminal, safe='')}"), "standing")
+
+    def _exchanged(self, request: Callable[[], BaseHTTPResponse], event: str) -> Result:
+        shown = self._certificate()
+        long_idle = self._monotonic_s() - self._used_s > IDLE_MAX_MS / 1000 and self._used_s > -math.inf
+        if long_idle or shown != self._shown:
             self._pool.close()
+            self._shown = shown
             self._pool = self._opened()
         self._exchange.begin(self._total_timeout_ms)
         try:
-            with contextlib.closing(self._put(parcel)) as response:
-                result = self._result(response, parcel)
+            with contextlib.closing(request()) as response:
+                result = self._result(response, event)
         except (HTTPError, OSError) as error:
             begun = self._exchange.begun
             message = explain(error, who=self._who, section="host", begun=begun)
@@ -115,15 +127,44 @@ class HostDestination:
 
     def _opened(self) -> HTTPSConnectionPool:
         """Raises `Unsendable`."""
-        settings = self._settings
+        if self._shown is not None:
+            try:
+                return self._opened_with(self._settings.enrolled)
+            except Unsendable:
+                pass  # damaged: without one the host says what it wants, and the next one comes by itself
+        return self._opened_with(self._settings.client_certificate)
+
+    def _opened_with(self, client_certificate: Path | None) -> HTTPSConnectionPool:
+        """Raises `Unsendable`."""
         return open_pool(
             self._exchange,
             self._host,
             self._port,
             section="host",
-            ca_file=settings.ca_file,
-            client_certificate=settings.client_certificate,
-            client_key=settings.client_key,
+            ca_file=self._settings.ca_file,
+            client_certificate=client_certificate,
+            client_key=self._settings.client_key,
+        )
+
+    def _certificate(self) -> tuple[int, int] | None:
+        """Which file holds the client certificate that came by itself; None without one."""
+        if self._settings.enrolled is None:
+            return None
+        try:
+            status = self._settings.enrolled.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def _get(self, path: str) -> BaseHTTPResponse:
+        return self._pool.urlopen(
+            "GET",
+            f"{self._base_path}{path}",
+            headers={"Accept": "application/jose", "Accept-Encoding": "identity", "User-Agent": "payterm"},
+            timeout=self._timeout,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
         )
 
     def _put(self, parcel: Parcel) -> BaseHTTPResponse:
@@ -144,7 +185,7 @@ class HostDestination:
             decode_content=False,
         )
 
-    def _result(self, response: BaseHTTPResponse, parcel: Parcel) -> Result:
+    def _result(self, response: BaseHTTPResponse, event: str) -> Result:
         status = response.status
         if status == 200:
             return self._answer(response)
@@ -155,8 +196,8 @@ class HostDestination:
             )
         if status in _PERMANENT:
             return Refused(f"{self._who} {_PERMANENT[status]} ({status}): kept for a person", permanent=True)
-        if status in _UNKNOWN and parcel.event in _OPTIONAL:
-            return Refused(f"{self._who} takes no {parcel.event} ({status}): ask its operator", permanent=True)
+        if status in _UNKNOWN and event in _OPTIONAL:
+            return Refused(f"{self._who} takes no {event} ({status}): ask its operator", permanent=True)
         if 300 <= status < 500:
             remedy = _REDIRECT if status < 400 else _REMEDIES.get(status, "ask its operator")
             return Refused(f"{self._who} takes nothing ({status}): {remedy}. Everything stays stored", permanent=False)
@@ -183,6 +224,7 @@ class HostDestination:
 
 _OF_NO_TRANSACTION: Final = {
     "batch": "batches",
+    "certificate": "certificates",
     "checkpoint": "checkpoints",
     "reconciliation": "reconciliations",
 }
