@@ -29,6 +29,7 @@ from terminal.records import said
 
 RANGE_MAX: Final = 2_000  # transactions in one question: some seconds of decrypting on a small Pi, within a call's time
 QUESTIONS_MAX: Final = 1_024  # unanswered; older ones are forgotten, and their answers refused
+STANDINGS_MAX: Final = 100  # in one answer: it stays within one line of the socket
 _DAY_MS: Final = 86_400_000
 _PAGE: Final = 200  # under one holding of the ledger's lock: a sale may come at any time
 
@@ -71,6 +72,11 @@ class Ended(_Arguments, frozen=True):
     under_way: int
 
 
+class Standings(_Arguments, frozen=True):
+    first: _Number
+    limit: Annotated[int, msgspec.Meta(ge=1, le=STANDINGS_MAX)] = STANDINGS_MAX
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
     first: int
@@ -96,6 +102,7 @@ class Reconciling:
             "reconcile.begin": Call(Begin, said(self._begin), _SYNC),
             "reconcile.compare": Call(Compare, said(self._compare), _SYNC),
             "reconcile.ended": Call(Ended, said(self._ended), _SYNC),
+            "reconcile.standings": Call(Standings, said(self._said_standings), _SYNC),
         }
 
     def _begin(self, arguments: Begin) -> dict[str, Any]:
@@ -141,6 +148,30 @@ class Reconciling:
             return _result(questions=halves)
         return _result(compared=len(ours), **compare(ours, answer.entries))
 
+    def _said_standings(self, arguments: Standings) -> dict[str, Any]:
+        """Transactions from a number on, as they stand: nothing of the card, and no reference."""
+        newest = self._ledger.last_number()
+        found = self._ledger.booking_states(arguments.first, newest, arguments.limit)
+        opened = self._ledger.transaction(found[0].id) if found else None
+        believed = opened is not None and (opened.clock_synchronised or opened.corrected)
+        return {
+            "standings": [
+                {
+                    "number": one.number,
+                    "id": str(one.id),
+                    "of": None if one.of is None else str(one.of),
+                    "amount_minor": one.amount.minor,
+                    "currency": one.amount.currency.code,
+                    "state": one.state.value,
+                    "sent": one.sent,
+                    "answered": one.answered,
+                }
+                for one in found
+            ],
+            "opened_at_ms": opened.opened_at_ms if opened is not None and believed else None,
+            "next": found[-1].number + 1 if found and found[-1].number < newest else None,
+        }
+
     def _ended(self, arguments: Ended) -> dict[str, Any]:
         self._ledger.note("reconciled", **msgspec.to_builtins(arguments))
         return {}
@@ -173,7 +204,7 @@ def digest_of(ours: Iterable[Standing]) -> str:
         allowed = may_stand(one)
         state = _REVERSED if one.state is State.REVERSED else next(iter(allowed or ()), None)
         if state is not None:
-            lines.update(f"{one.number} {state} {_signed(one)} {one.amount.currency.code}\n".encode())
+            lines.update(f"{one.number} {one.id} {state} {_signed(one)} {one.amount.currency.code}\n".encode())
     return lines.hexdigest()
 
 

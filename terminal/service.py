@@ -431,7 +431,7 @@ def out_of_order(reason: Callable[[], str]) -> Mapping[str, Call]:
     refused = (
         "sale.start", "sale.result", "sale.cancel", "sale.void", "sale.refund", "attention.resolve",
         "alert.acknowledge", "outbox.fetch", "outbox.stored", "answers.deliver", "link.report",
-        "reconcile.begin", "reconcile.compare", "reconcile.ended", "day.show", "day.end",
+        "reconcile.begin", "reconcile.compare", "reconcile.ended", "reconcile.standings", "day.show", "day.end",
         "certificate.request", "certificate.issued", "terminal.told",
         "ledger.list", "ledger.check", "ledger.backup",
         "audit.page", "audit.verify", "keys.use", "privacy.export", "privacy.erase",

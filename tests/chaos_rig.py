@@ -37,6 +37,7 @@ from terminal.ledger.errors import NoRoom
 from terminal.ledger.states import SOLD, State
 from terminal.ledger.values import Kind, Transaction
 from terminal.payment import SaleRefused
+from terminal.sync import records as comparison
 from terminal.sync.destinations import Answered, Busy, NotSent, Parcel, Refused, Result, Unsure
 from terminal.sync.destinations.stripe import ApiKey, StripeDestination, StripeSettings
 from terminal.sync.notices import StripeFollower
@@ -485,6 +486,7 @@ class Chaos:
                 broken += self._at_stripe(name, each, records.pop(str(each.id), []), refunded.get(each.id, 0))
         broken += [f"the host holds {id_}, which the terminal does not know" for id_ in booked]
         broken += [f"Stripe holds {reference}, which the terminal does not know" for reference in records]
+        broken += self.compared_with_stripe()
         alerts = {each.id for each in self.terminal.ledger.alerts()}
         for id_, promise in self.promises.items():
             state = ours[id_].state
@@ -506,6 +508,22 @@ class Chaos:
             "held": self.held,
             "minor": money,
         }
+
+    def compared_with_stripe(self) -> list[str]:
+        """What the terminal's own comparison says, sale by sale, as far as one goes."""
+        last = self.terminal.ledger.last_number()
+        with contextlib.closing(self._stripe()) as register:
+            found = comparison.compare(
+                lambda do, given: Wire(self).call(do, given),
+                lambda _, __: {
+                    "items": [{"transaction": str(row.transaction)} for row in self.rig.spool.rows()],
+                    "more": None,
+                },
+                register,
+                1,
+                last,
+            )
+        return [f"sale {each['sequence']}: {each['meaning']}" for each in found["differences"]]
 
     def _all(self) -> dict[UUID, Transaction]:
         found: dict[UUID, Transaction] = {}

@@ -264,7 +264,9 @@ def test_a_reconciliation_shows_what_is_held(host: Host, sender: Sender) -> None
         )
     ]
     assert said["entries"] == expected
-    lines = "".join(f"{number} {state} {amount} {currency}\n" for number, _, state, amount, currency in expected)
+    lines = "".join(
+        f"{number} {id_} {state} {amount} {currency}\n" for number, id_, state, amount, currency in expected
+    )
     assert said["digest"] == hashlib.sha256(lines.encode()).hexdigest()
     assert said["totals"] == [{"currency": "EUR", "count": 3, "sum": 2700}, {"currency": "USD", "count": 1, "sum": 500}]
     assert (said["decision"], said["received"]) == ("compared", 6)

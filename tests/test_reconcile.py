@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -66,7 +67,7 @@ class Books:
         question = json.loads(PyJWS().decode(parcel.body, options={"verify_signature": False}))
         assert parcel.event == question["event"] == "reconciliation"
         inside = sorted(number for number in self.entries if question["first"] <= number <= question["last"])
-        lines = "".join("{} {} {} {}\n".format(number, *self.entries[number][1:]) for number in inside)
+        lines = "".join("{} {} {} {} {}\n".format(number, *self.entries[number]) for number in inside)
         named = [[number, str(self.entries[number][0]), *self.entries[number][1:]] for number in inside]
         said = {
             "v": 1,
@@ -115,6 +116,9 @@ class Shelf:
 
     def booking_states(self, first: int, last: int, limit: int) -> list[Standing]:
         return self.standings[first - 1 : last][:limit]
+
+    def transaction(self, id_: UUID) -> Any:
+        return SimpleNamespace(opened_at_ms=1_000, clock_synchronised=True, corrected=False)
 
     def note(self, what: str, **details: Any) -> None:
         self.noted.append(details)
@@ -216,6 +220,14 @@ def test_exactly_what_differs_is_found(drawn: list[tuple[State, bool, bool, str 
     under_way = {each["sequence"] for each in report["under_way"]}
     assert under_way <= {one.number for one in ours if may_stand(one) is None} - spoilt
     assert shelf.noted[-1]["differences"] == len(spoilt)
+
+
+def test_another_transaction_in_the_same_place_is_found() -> None:
+    """Number, state and amount agree: only the name tells them apart."""
+    ours, books = day([(State.APPROVED, True, True, "booked")] * 5)
+    assert flawed(books, ours[2], "other")
+    report = reconciler(terminal_of(Shelf(ours)), books).run(Run())
+    assert [each["sequence"] for each in report["differences"]] == [3]
 
 
 def test_what_the_ledger_lacks_is_shown_loudly() -> None:
@@ -429,7 +441,7 @@ def test_once_a_day_when_there_is_a_way_to_the_host(tmp_path: Path) -> None:
         def run(self, asked: Run) -> dict[str, Any]:
             assert (asked.days, asked.repair) == (3, True)
             self.runs += 1
-            return {"differences": [], "compared": 0}
+            return {"differences": [], "compared": 0, "stripe": None}
 
     clock, counting = FakeClock(), Counting()
     daily = Daily(counting, clock, terminal="till-1", days=3)  # type: ignore[arg-type]

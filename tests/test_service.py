@@ -70,7 +70,10 @@ def test_who_may_call_what(terminal: Terminal) -> None:
         "alert.acknowledge": sale,
         "day.show": sale,
         "day.end": sale,
-        **{name: {Role.SYNC} for name in ("reconcile.begin", "reconcile.compare", "reconcile.ended")},
+        **{
+            name: {Role.SYNC}
+            for name in ("reconcile.begin", "reconcile.compare", "reconcile.ended", "reconcile.standings")
+        },
         **{name: {Role.SYNC} for name in ("certificate.request", "certificate.issued", "terminal.told")},
         **{
             name: {Role.OPERATOR}

@@ -32,7 +32,8 @@ def _reconcile(options: argparse.Namespace, _: HardwareFactory) -> int:
     with contextlib.closing(ControlClient(configured(options).sync.socket, unit="payterm-sync")) as client:
         report = client.call("reconcile.run", asked)
     differences = [each for each in report["differences"] if each["remedy"] != "nothing has to be done"]
-    code = DIFFERENT if differences or report["more"] else 0
+    at_stripe = report["stripe"] or {}
+    code = DIFFERENT if differences or report["more"] or at_stripe.get("differences") else 0
     if options.json:
         print_json(report)
         return code
@@ -45,19 +46,30 @@ def _reconcile(options: argparse.Namespace, _: HardwareFactory) -> int:
         print(f"and {len(report['under_way']) - _UNDER_WAY_SHOWN} more are on their way")
     if not report["differences"]:
         print(f"{span}: {report['compared']} compared, the books agree")
-        return code
-    from rich.table import Table
-
-    table = Table("no.", "here", "at the host", "what it means, and what to do", box=None, header_style="bold")
-    for each in report["differences"]:
-        meaning = f"{each['meaning']}; {each['remedy']}"
-        table.add_row(str(each["sequence"]), _side(each["ours"]), _side(each["theirs"]), meaning)
-    print_table(table)
+    else:
+        _print_differences("at the host", report["differences"])
+    if "error" in at_stripe:
+        print(f"Stripe: not compared. {at_stripe['error']}")
+    elif at_stripe.get("differences"):
+        _print_differences("at Stripe", at_stripe["differences"])
+    elif at_stripe:
+        waits = f", reports of {at_stripe['under_way']} are on their way" if at_stripe["under_way"] else ""
+        print(f"Stripe: {at_stripe['compared']} sales compared, its records agree{waits}")
     for item in report["repaired"]:
         print(f"{item}: is sent again")
     if report["more"]:
         print("there is more than this: mend what is listed, then compare again")
     return code
+
+
+def _print_differences(where: str, differences: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("no.", "here", where, "what it means, and what to do", box=None, header_style="bold")
+    for each in differences:
+        meaning = f"{each['meaning']}; {each['remedy']}"
+        table.add_row(str(each["sequence"]), _side(each["ours"]), _side(each["theirs"]), meaning)
+    print_table(table)
 
 
 def _side(side: dict[str, Any] | None) -> str:

@@ -17,6 +17,10 @@ __all__ = [
 ]
 
 
+class NotListed(Exception):
+    """What a destination has cannot be listed now. The message says why."""
+
+
 class SyncError(TerminalError):
     """Anything that the sync service reports; the message says what it means for the money and what to do."""
 

@@ -30,7 +30,7 @@ from terminal.sync.destinations import Destination
 from terminal.sync.journal import SyncJournal
 from terminal.sync.network import NetworkWatch
 from terminal.sync.queue import Queue
-from terminal.sync.reconcile import Asking, Daily, Reconciler
+from terminal.sync.reconcile import Asking, ClosableRegister, Daily, Reconciler
 from terminal.sync.registrar import Office, Registrar
 from terminal.sync.schedule import Schedule
 from terminal.sync.spool import Follower, Spool
@@ -68,6 +68,7 @@ class SyncSettings:
     ask: Callable[[], Asking] | None = None  # a connection to the terminal for comparing the books
     terminal: str = ""
     reconcile_days: int | None = None  # by itself, once a day, so far back
+    stripe: Callable[[], ClosableRegister] | None = None  # to be compared as well
     office: Callable[[], Office] | None = None  # the host, to be asked about this terminal
     enrol: bool = False  # get a client certificate from it
 
@@ -227,7 +228,9 @@ def run(
         reconciler = daily = registrar = None
         if settings.ask is not None:
             host = settings.places[0].build
-            reconciler = Reconciler(settings.ask, host, queue_calls, settings.state_directory, clock)
+            reconciler = Reconciler(
+                settings.ask, host, queue_calls, settings.state_directory, clock, stripe=settings.stripe
+            )
             if settings.reconcile_days is not None:
                 daily = Daily(reconciler, clock, terminal=settings.terminal, days=settings.reconcile_days)
             if settings.office is not None:

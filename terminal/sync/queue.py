@@ -149,10 +149,7 @@ class Queue:
         if row.after is None or row.state not in SENDABLE:
             return None
         earlier = self._spool.told(row.after, row.destination)
-        open_ = (
-            each.number_here < row.number_here and each.state not in {State.ANSWERED, State.DELIVERED}
-            for each in earlier
-        )
+        open_ = (each.number_here < row.number_here and each.state is not State.DELIVERED for each in earlier)
         return str(row.after) if any(open_) else None
 
 

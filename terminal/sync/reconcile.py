@@ -24,7 +24,9 @@ import msgspec
 
 from terminal.clock import Clock
 from terminal.control import Call, CallRefused, ControlError, Role
+from terminal.sync import records
 from terminal.sync.destinations import Answered, Destination, Parcel
+from terminal.sync.errors import NotListed
 from terminal.sync.schedule import Mode
 from terminal.sync.step import LinkReport
 
@@ -47,6 +49,10 @@ class Asking(Protocol):
     def close(self) -> None: ...
 
 
+class ClosableRegister(records.Register, Protocol):
+    def close(self) -> None: ...
+
+
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first: Annotated[int, msgspec.Meta(ge=1)] | None = None
     last: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -65,9 +71,12 @@ class Reconciler:
         queue: Mapping[str, Call],
         directory: Path,
         clock: Clock,
+        *,
+        stripe: Callable[[], ClosableRegister] | None = None,
     ) -> None:
         self._connect = connect
         self._build = build
+        self._stripe = stripe
         self._queue = queue
         self._path = directory / _NAME
         self._clock = clock
@@ -94,6 +103,7 @@ class Reconciler:
                 report = self._compared(terminal, host, asked)
                 if asked.repair:
                     report["repaired"] = self._repair(report)
+                report["stripe"] = None if self._stripe is None else self._compared_with_stripe(terminal, report)
                 counts = {name: report[name] for name in ("first", "last", "compared")}
                 counts |= {name: len(report[name]) for name in ("differences", "under_way")}
                 terminal.call("reconcile.ended", counts)
@@ -132,25 +142,38 @@ class Reconciler:
         report["under_way"] = report["under_way"][:DIFFERENCES_MAX]
         return report
 
+    def _compared_with_stripe(self, terminal: Asking, report: dict[str, Any]) -> dict[str, Any]:
+        """The same range against Stripe's records; `error` says why that could not be done."""
+        assert self._stripe is not None  # noqa: S101 - its caller has looked
+        try:
+            with contextlib.closing(self._stripe()) as register:
+                return records.compare(terminal.call, self._asked, register, report["first"], report["last"])
+        except NotListed as error:
+            return {"error": str(error)}
+
+    def _asked(self, do: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """One of the queue's calls."""
+        call = self._queue[do]
+        # What the calls take is what a message on the socket says.
+        return dict(call.handle(msgspec.convert(arguments, call.arguments)))
+
     def _repair(self, report: dict[str, Any]) -> list[str]:
         """Send again what is held or refused of a sale that the host lacks, or has not answered."""
         repaired = []
         missing = {each["transaction"] for each in report["differences"] if each["theirs"] is None}
         missing |= {each["transaction"] for each in report["under_way"]}
-        retry = self._queue["queue.retry"]
         for item in self._apart():
             if item["transaction"] in missing and item["destination"] == "host":
-                # What the calls take is what a message on the socket says.
-                retry.handle(msgspec.convert({"id": item["id"], "reason": "reconciliation"}, retry.arguments))
+                self._asked("queue.retry", {"id": item["id"], "reason": "reconciliation"})
                 repaired.append(item["id"])
         return repaired
 
     def _apart(self) -> list[dict[str, Any]]:
-        listing, found = self._queue["queue.list"], []
+        found = []
         for state in ("held", "refused"):
             after = None
             while True:
-                page = listing.handle(msgspec.convert({"state": state, "after": after}, listing.arguments))
+                page = self._asked("queue.list", {"state": state, "after": after})
                 found += page["items"]
                 if (after := page["more"]) is None:
                     break
@@ -223,8 +246,10 @@ class Daily:
         except ControlError as error:
             _log.warning("the books were not compared: %s", error)
             return
-        if report["differences"]:
-            _log.error("%d differences to the host's books: payterm reconcile", len(report["differences"]))
+        at_stripe = (report["stripe"] or {}).get("differences", [])
+        if report["differences"] or at_stripe:
+            differ = len(report["differences"]), len(at_stripe)
+            _log.error("differences: %d to the host's books, %d to Stripe's records: payterm reconcile", *differ)
         else:
             _log.info("the books agree: %d transactions", report["compared"])
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -16,7 +16,6 @@ from terminal.clock import Clock, Entropy
 from terminal.config import Config, credentials
 from terminal.control import Call, ControlClient
 from terminal.ledger.keys import SPOOL_KEY, KeyStore
-from terminal.sync.destinations import Destination
 from terminal.sync.destinations.host import HostDestination, HostSettings
 from terminal.sync.journal import Head
 from terminal.sync.loop import Place, SyncSettings
@@ -26,6 +25,9 @@ from terminal.sync.registrar import CERTIFICATE_NAME
 from terminal.sync.schedule import Mode, Schedule, Window
 from terminal.sync.spool import Follower, OutboxItem, Spool
 from terminal.sync.step import Backoff, Delivered, LinkReport, Offer, Seen
+
+if TYPE_CHECKING:
+    from terminal.sync.destinations.stripe import StripeDestination
 
 _REJECTED: Final = "answer_rejected"
 
@@ -105,6 +107,7 @@ def run(config: Config, *, clock: Clock, entropy: Entropy, stop: threading.Event
         ask=lambda: ControlClient(config.socket.path),
         terminal=config.terminal.id,
         reconcile_days=config.sync.reconcile_days or None,
+        stripe=None if config.stripe is None else _stripe(config),
         office=partial(HostDestination, host_settings(config)),
         enrol=config.host.enrol,
     )
@@ -166,7 +169,7 @@ def schedule(config: Config) -> Schedule:
     )
 
 
-def _stripe(config: Config) -> Callable[[], Destination]:
+def _stripe(config: Config) -> Callable[[], StripeDestination]:
     from terminal.sync.destinations.stripe import ApiKey, StripeDestination, StripeSettings  # noqa: PLC0415
 
     section = config.stripe

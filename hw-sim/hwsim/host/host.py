@@ -774,7 +774,7 @@ def _same(envelope: TransactionEnvelope, booking: Booking) -> None:
 
 
 def _line(entry: Entry) -> bytes:
-    return f"{entry.sequence} {entry.state.value} {entry.amount} {entry.currency}\n".encode()
+    return f"{entry.sequence} {entry.transaction} {entry.state.value} {entry.amount} {entry.currency}\n".encode()
 
 
 def _totals(entries: Sequence[Entry]) -> list[Total]:

@@ -19,7 +19,7 @@ import math
 import re
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -44,7 +44,8 @@ from terminal.sync.destinations.wire import (
     read_bounded,
     retry_after_ms,
 )
-from terminal.sync.errors import Unsendable
+from terminal.sync.errors import NotListed, Unsendable
+from terminal.sync.records import Recorded
 
 STRIPE_KEY: Final = "stripe-key"  # the credential's name
 API_VERSION: Final = "2026-10-28.endive"  # pinned: a newer library must not change what is sent, or how it is read
@@ -52,6 +53,7 @@ REPEAT_SAFE_MS: Final = 23 * 3_600_000  # keys live for 24 hours from when Strip
 
 _ANSWER_BYTES_MAX: Final = 1_048_576  # a page of a hundred payment records is about a quarter of that
 _PAGE: Final = 100  # records; Stripe gives no more at once
+_LISTED_MAX: Final = 50_000  # when books are compared: some days of all terminals of an account
 _PAGES_MAX: Final = 40  # 4,000 records within a day and all terminals of an account; beyond that a person searches
 _PAGES_AFTER_FAULT: Final = 1  # a record made a moment ago is among the newest
 _CLOCK_SKEW_S: Final = 900  # between a synchronised clock here and Stripe's: seconds, so this is generous
@@ -369,6 +371,29 @@ class StripeDestination:
         self._begin()
         return self._look_up(parcel, _request(parcel), first_attempt_ms, _PAGES_MAX)
 
+    def recorded(self, *, created_after_ms: int | None) -> Iterator[Recorded]:
+        """Every payment record that a terminal has reported since then, newest first. Raises `NotListed`."""
+        params: dict[str, Any] = {"limit": _PAGE}
+        if created_after_ms is not None:
+            params["created_after"] = max(0, created_after_ms // 1000)
+        for _ in range(_LISTED_MAX // _PAGE):
+            self._begin()
+            try:
+                page = self._records.list(cast("stripe.params.PaymentRecordListParams", params))
+                found = [_recorded(record) for record in page.data]
+                following = page.data[-1].id if page.data and page.has_more else None
+            except stripe.StripeError as error:
+                raise NotListed(self._lookup_failure(error)) from error
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise NotListed(f"the list of {self._who} is garbled: ask again later") from error
+            finally:
+                self._used_s = self._monotonic_s()
+            yield from (each for each in found if each is not None)
+            if following is None:
+                return
+            params["starting_after"] = following
+        raise NotListed(f"{self._who} has more than {_LISTED_MAX} records of that time: compare fewer days")
+
     def close(self) -> None:
         self._http.close()
 
@@ -601,6 +626,31 @@ def _reference(record: stripe.PaymentRecord) -> UUID | None:
         return UUID(text) if isinstance(text, str) else None
     except ValueError:
         return None
+
+
+def _recorded(record: stripe.PaymentRecord) -> Recorded | None:
+    """None for what no terminal has reported. Raises `TypeError` where amounts are not to be read."""
+    sale, name = _reference(record), _member(record, "id")
+    code = _member(record, "amount_requested", "currency")
+    if sale is None or not isinstance(name, str):
+        return None
+
+    def minor(of: str) -> int:
+        value = _member(record, f"amount_{of}", "value")
+        if not isinstance(value, int):
+            raise TypeError(of)
+        return value
+
+    return Recorded(
+        record=name,
+        sale=sale,
+        currency=code.upper() if isinstance(code, str) else "",
+        requested_minor=minor("requested"),
+        guaranteed_minor=minor("guaranteed"),
+        failed_minor=minor("failed"),
+        canceled_minor=minor("canceled"),
+        refunded_minor=minor("refunded"),
+    )
 
 
 def _word(text: object) -> str | None:
