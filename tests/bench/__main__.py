@@ -17,7 +17,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import device, drain, online, queued, start, storage, tap
+from tests.bench import device, drain, memory, online, queued, start, storage, tap
 from tests.bench.report import Section, show
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
@@ -28,6 +28,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
     "device": device.run,
     "drain": drain.run,
     "queued": queued.run,
+    "memory": memory.run,
 }
 _WIDTH: Final = 132  # when printed into a file, where a terminal's width is not known
 
@@ -73,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="queued: items in the long queue; the goal is stated for 1000000 (default: %(default)s)",
     )
+    parser.add_argument(
+        "--drained",
+        type=int,
+        default=memory.SALES,
+        metavar="N",
+        help="memory: sales in the backlog; the goal is stated for 100000 (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
         parser.error(f"there is no benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
@@ -100,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     benchmarks |= {
         "drain": partial(drain.run, sales=options.sales),
         "queued": partial(queued.run, long=options.queued),
+        "memory": partial(memory.run, sales=options.drained),
     }
     for name, run in benchmarks.items():
         if options.names and name not in options.names:

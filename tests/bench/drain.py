@@ -36,18 +36,17 @@ from terminal.sync.loop import UPLOADS, Place, SyncSettings
 from terminal.sync.loop import run as run_loop
 from terminal.sync.spool import OutboxItem
 from terminal.sync.step import Delivered, LinkReport, Offer, Seen
+from tests.bench.drained import ENVELOPE
 from tests.bench.report import Row, Section, measured
 
 SALES: Final = 1_000  # a round; the goals are stated for 10,000
 ROUNDS: Final = 4
 ROUND_TRIPS_MS: Final = ((0, 0.7), (50, 0.9))
-ENVELOPE_CHARS: Final = 1_900  # an authorisation with its sealed card data
 ANSWER_CHARS: Final = 700
 _PIECE: Final = 65_536
 _READY_S: Final = 10.0
 
 _ANSWER: Final = ("ey" + "A" * (ANSWER_CHARS // 3), "B" * (ANSWER_CHARS // 3), "C" * (ANSWER_CHARS // 3))
-_ENVELOPE: Final = ("ey" + "A" * 80, "B" * (ENVELOPE_CHARS - 170), "C" * 86)
 
 
 # ---- the server
@@ -132,7 +131,7 @@ class Till:
 
 
 def items(count: int) -> list[OutboxItem]:
-    envelope = ".".join(_ENVELOPE)
+    envelope = ".".join(ENVELOPE)
     ids = [UUID(bytes=os.urandom(16), version=4) for _ in range(count)]
     return [
         OutboxItem(f"{id_}/authorisation", id_, "authorisation", number, False, envelope, None, 1250, "EUR")

@@ -36,11 +36,11 @@ from urllib3.exceptions import HTTPError
 from terminal.ledger.keys import KeyStore
 from terminal.money import AMOUNT_MINOR_MAX
 from terminal.sync.destinations import Answered, Busy, NotSent, Parcel, Refused, Result, Unsure
+from terminal.sync.destinations.session import open_session
 from terminal.sync.destinations.wire import (
     IDLE_MAX_MS,
     Exchange,
     explain,
-    open_session,
     read_bounded,
     retry_after_ms,
 )

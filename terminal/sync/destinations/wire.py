@@ -15,11 +15,9 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import requests
 from certifi import where as public_authorities
-from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.exceptions import TimeoutError as HTTPTimeout
@@ -58,24 +56,6 @@ class Exchange:
         return left_s
 
 
-def open_session(
-    exchange: Exchange,
-    *,
-    section: str,
-    ca_file: Path | None,
-    client_certificate: Path | None = None,
-    client_key: Path | None = None,
-) -> requests.Session:
-    """A session that speaks TLS 1.2 or later and nothing else. Raises `Unsendable` for files that cannot be used."""
-    context = _context(exchange, section, ca_file, client_certificate, client_key)
-    session = requests.Session()
-    session.trust_env = False  # no proxies, no .netrc, no CA bundle from the environment
-    session.verify = True if ca_file is None else str(ca_file)
-    session.adapters.clear()  # nothing is ever sent in clear
-    session.mount("https://", _Adapter(context, exchange))
-    return session
-
-
 def open_pool(
     exchange: Exchange,
     host: str,
@@ -86,12 +66,12 @@ def open_pool(
     client_certificate: Path | None = None,
     client_key: Path | None = None,
 ) -> HTTPSConnectionPool:
-    """The same below requests, one kept connection to one host: a third of the work for each exchange.
+    """One kept connection to one host, with urllib3 alone: requests around it would be three times the work.
 
     `ca_file` None means the public authorities that come with requests. Raises `Unsendable`.
     """
-    context = _context(exchange, section, ca_file or Path(public_authorities()), client_certificate, client_key)
-    return _pool_class(exchange)(host, port, maxsize=1, ssl_context=context, retries=False)
+    context = context_of(exchange, section, ca_file or Path(public_authorities()), client_certificate, client_key)
+    return pool_class(exchange)(host, port, maxsize=1, ssl_context=context, retries=False)
 
 
 def read_bounded(response: BaseHTTPResponse, bytes_max: int) -> bytes | None:
@@ -115,7 +95,7 @@ def explain(error: BaseException, *, who: str, section: str, begun: bool) -> str
     for cause in causes:
         if (message := _explain_cause(cause, who, section)) is not None:
             return message
-    late = any(isinstance(cause, TimeoutError | requests.Timeout | HTTPTimeout) for cause in causes)
+    late = any(isinstance(cause, TimeoutError | HTTPTimeout) for cause in causes)
     if begun:
         what = "does not answer in time" if late else "broke off before its answer was whole"
         return f"{who} {what}: sent again later"
@@ -126,9 +106,10 @@ def explain(error: BaseException, *, who: str, section: str, begun: bool) -> str
     return f"{who} cannot be reached: the connection broke off"
 
 
-def _context(
+def context_of(
     exchange: Exchange, section: str, ca_file: Path | None, client_certificate: Path | None, client_key: Path | None
 ) -> ssl.SSLContext:
+    """TLS 1.2 or later, certificate and name checked, within the exchange's deadline. Raises `Unsendable`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.sslsocket_class = _socket_class(exchange)
@@ -190,7 +171,7 @@ def _socket_class(exchange: Exchange) -> type[ssl.SSLSocket]:
     return DeadlineSocket
 
 
-def _pool_class(exchange: Exchange) -> type[HTTPSConnectionPool]:
+def pool_class(exchange: Exchange) -> type[HTTPSConnectionPool]:
     """Connections that keep to the exchange's deadline: a name may have many addresses, and each takes its time-out."""
 
     class DeadlineConnection(HTTPSConnection):
@@ -216,19 +197,6 @@ def _pool_class(exchange: Exchange) -> type[HTTPSConnectionPool]:
         ConnectionCls = DeadlineConnection
 
     return DeadlinePool
-
-
-class _Adapter(HTTPAdapter):
-    """Connects with our TLS context and within the deadline; makes no second attempt of its own."""
-
-    def __init__(self, context: ssl.SSLContext, exchange: Exchange) -> None:
-        self._context = context
-        self._pool_class = _pool_class(exchange)
-        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"https": self._pool_class}
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
