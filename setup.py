@@ -38,6 +38,8 @@ setup(
         "Pillow>=10",
         "msgspec>=0.19",
         "requests>=2.31",
+        "urllib3>=2",
+        "certifi",
         "rich>=13",
         "stripe>=16.1,<17",  # 17 may pin another version of the interface
     ],

@@ -144,6 +144,7 @@ class FakeTerminal:
     rejections: list[str] = field(default_factory=list)
     up: bool = True
     rejects: bool = False
+    says: str = "approved"
     deaf_to: set[str] = field(default_factory=set)  # calls that do their work and lose their reply
     changed: threading.Condition = field(default_factory=threading.Condition)
     chain: FakeChain = field(default_factory=FakeChain)
@@ -179,7 +180,7 @@ class FakeTerminal:
         with self.changed:
             assert self.answers.setdefault(key, answer) == answer
             self.changed.notify_all()
-        return Delivered(key, state="approved")
+        return Delivered(key, state=self.says)
 
     def report(self, report: LinkReport) -> Seen:
         self._reached()
@@ -522,6 +523,24 @@ def drips_body(handler: _Handler, body: str) -> None:
     handler.say(200, Content_Length="10000")
     handler.drip(b"x" * 1_000)
     handler.close_connection = True
+
+
+def floods(handler: _Handler, body: str) -> None:
+    """An answer without an end, as fast as the line takes it."""
+    handler.close_connection = True
+    with contextlib.suppress(OSError):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/jose\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not handler.server.host.ended.is_set():
+            handler.wfile.write(b"10000\r\n" + b"a" * 65_536 + b"\r\n")
+
+
+def floods_headers(handler: _Handler, body: str) -> None:
+    """Headers without an end."""
+    handler.close_connection = True
+    with contextlib.suppress(OSError):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not handler.server.host.ended.is_set():
+            handler.wfile.write(b"X-" + b"a" * 60_000 + b": b\r\n")
 
 
 def continues_for_ever(handler: _Handler, body: str) -> None:

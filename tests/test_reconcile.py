@@ -474,6 +474,11 @@ def test_once_a_day_when_there_is_a_way_to_the_host(tmp_path: Path) -> None:
         hours.append(look())
     assert hours[-1] == 3
     assert sorted(hours) == hours
+    runs = counting.runs
+    daily.look(replace(link, online=False), Mode.MANUAL, now=True)  # a day's end has differed
+    assert daily._thread is not None
+    daily._thread.join()
+    assert counting.runs == runs + 1
 
 
 def test_terminals_do_not_all_ask_at_once() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import ssl
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,6 +90,7 @@ def test_a_host_without_checkpoints_still_takes_sales(server: TlsHost, settings:
 
 
 PORTAL = b"<html>Welcome! Please log in.</html>"
+BOMB = says(200, gzip.compress(b"a.b." + b"c" * 10**7)[:10_000], Content_Encoding="gzip")
 LOG_IN = says(200, PORTAL, Content_Type="text/html")
 
 
@@ -110,6 +113,9 @@ LOG_IN = says(200, PORTAL, Content_Type="text/html")
         pytest.param(says(200, b"!" * 50), Unsure, "is garbled", id="garbage"),
         pytest.param(says(200, b""), Unsure, "is garbled", id="empty"),
         pytest.param(says(200, b"a.b.c" * ANSWER_BYTES_MAX), Unsure, "is too long", id="huge"),
+        pytest.param(sync_rig.floods, Unsure, "is too long", id="endless"),
+        pytest.param(sync_rig.floods_headers, Unsure, "before its answer was whole", id="endless headers"),
+        pytest.param(BOMB, Unsure, "is garbled", id="compressed"),
         pytest.param(sync_rig.loses_answer, Unsure, "broke off before its answer was whole", id="lost answer"),
         pytest.param(sync_rig.loses_request, Unsure, "broke off before its answer was whole", id="lost request"),
         pytest.param(sync_rig.breaks_off, Unsure, "broke off before its answer was whole", id="half an answer"),
@@ -128,6 +134,22 @@ def test_every_failure_has_its_name(
     assert isinstance(result, kind), result
     assert text in message(result)
     assert message(result).startswith(("the host 127.0.0.1", "something answered for the host", "the answer of"))
+
+
+@pytest.mark.parametrize(
+    "reply", [sync_rig.floods, sync_rig.floods_headers, BOMB], ids=["body", "headers", "compressed"]
+)
+def test_a_hostile_host_costs_no_memory(server: TlsHost, settings: HostSettings, reply: Reply) -> None:
+    """Whatever it pours out, an answer's bytes are all that is kept of it."""
+    server.script += [reply, reply]
+    sent(settings)  # what is loaded once
+    tracemalloc.start()
+    try:
+        sent(settings)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 16_000_000, most_bytes
 
 
 def test_the_whole_exchange_has_one_limit(server: TlsHost, settings: HostSettings) -> None:

@@ -96,6 +96,17 @@ def test_a_sale_is_sent_answered_and_delivered(world: World) -> None:
     assert world.rig.sync.report() == LinkReport(True, None, queued=0, held=0, oldest_ms=None)
 
 
+@pytest.mark.parametrize(
+    ("event", "word", "differ"),
+    [("batch", "differs", True), ("batch", "balanced", False), ("authorisation", "differs", False)],
+)
+def test_a_days_end_that_differs_is_noticed(world: World, event: str, word: str, differ: bool) -> None:
+    world.terminal.says = word
+    world.terminal.sell(sale(1, event=event))
+    world.rig.settle()
+    assert world.rig.sync.books_differ is differ
+
+
 def test_nothing_to_do_is_said_without_sleeping(world: World) -> None:
     assert world.rig.sync.step().in_ms == step_module.IDLE_MS
 

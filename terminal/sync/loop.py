@@ -267,7 +267,8 @@ def run(
             reporter.tell(report)
             sync.note(report)
             if daily is not None:
-                daily.look(report, sync.schedule.mode)
+                daily.look(report, sync.schedule.mode, now=sync.books_differ)
+                sync.books_differ = False
             if registrar is not None and not sync.terminal_away:
                 registrar.look(sync.schedule.mode)
             if due.in_ms:

@@ -225,20 +225,26 @@ class Daily:
         self._day: int | None = None
         self._thread: threading.Thread | None = None
 
-    def look(self, link: LinkReport, mode: Mode) -> None:
-        """From the loop: run now, in a thread of its own, if it is time and there is a way to the host."""
-        if not link.online or mode in (Mode.METERED, Mode.MANUAL) or not self._clock.synchronised():
-            return
-        day = (self._clock.wall_ms() - self._phase_ms) // _DAY_MS
+    def look(self, link: LinkReport, mode: Mode, *, now: bool = False) -> None:
+        """From the loop: run now, in a thread of its own, if it is time and there is a way to the host.
+
+        `now`: a day's end has shown that the books differ, so it is time in any case.
+        """
         is_running = self._thread is not None and self._thread.is_alive()
-        if day == self._day or is_running or self._clock.monotonic_ms() < self._begin_ms:
+        if is_running or not (now or self._is_time(link, mode)):
             return
-        if self._day is None and (last := self._reconciler.last()) is not None and last["age_ms"] < _DAY_MS // 2:
-            self._day = day  # a restart is no new day
-            return
-        self._day = day
         self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
         self._thread.start()
+
+    def _is_time(self, link: LinkReport, mode: Mode) -> bool:
+        if not link.online or mode in (Mode.METERED, Mode.MANUAL) or not self._clock.synchronised():
+            return False
+        day = (self._clock.wall_ms() - self._phase_ms) // _DAY_MS
+        if day == self._day or self._clock.monotonic_ms() < self._begin_ms:
+            return False
+        last = self._reconciler.last() if self._day is None else None
+        self._day = day
+        return last is None or last["age_ms"] >= _DAY_MS // 2  # a restart is no new day
 
     def _run(self) -> None:
         try:

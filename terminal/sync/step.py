@@ -123,6 +123,7 @@ class DestinationReport:
     oldest_ms: int | None
 
 
+_DIFFERS: Final = "differs"  # what the terminal makes of the host's word on a batch
 _AT_ONCE: Final = Due(0)
 _UNDER_WAY: Final = frozenset({State.SENDING, State.AMBIGUOUS})
 _NOTED: Final = frozenset({State.ANSWERED, State.AMBIGUOUS, State.REFUSED, State.HELD})
@@ -167,6 +168,7 @@ class Sync:
         self._entropy = entropy
         self._backoff = backoff
         self.schedule = schedule
+        self.books_differ = False  # a day's end was not the host's: whoever compares the books takes this back
         self._pressed = False  # the backlog was opened by hand
         self._held = False  # an item was set apart, and another may take its place
         self._answered: dict[str, list[str]] = {}  # keys, by destination: to be noted
@@ -367,6 +369,7 @@ class Sync:
     def _take_delivery(self, row: Row, word: Delivered) -> None:
         if word.error is None:
             self._spool.move(row.id, On.DELIVER, settled=word.state)
+            self.books_differ = self.books_differ or (row.event == "batch" and word.state == _DIFFERS)
             if (way := self._ways.get(row.destination)) is not None:
                 way.breaker.succeeded(self._clock.monotonic_ms())
         elif not word.believed:

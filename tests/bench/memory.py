@@ -51,7 +51,5 @@ def run(place: Path, sales: int = SALES) -> Section:
                 against=f"after {FIRST:,}; goal {GOAL_MB} MB in all",
             ),
         ],
-        (
-            "The interpreter and all libraries count. Stripe's library, loaded only where it is configured, adds its own.",
-        ),
+        ("The interpreter and all libraries count. Stripe's, where it is configured, adds its own.",),
     )
