@@ -225,7 +225,8 @@ def run(
         open_.enter_context(contextlib.closing(NetworkWatch(network_changed)))
         desk = Desk(woken.set)
         queue_calls = desk.calls(Queue(spool, clock, sync.is_under_way).calls())
-        reconciler = daily = registrar = None
+        registrar = _registrar(settings, clock)
+        reconciler = daily = None
         if settings.ask is not None:
             host = settings.places[0].build
             reconciler = Reconciler(
@@ -233,15 +234,6 @@ def run(
             )
             if settings.reconcile_days is not None:
                 daily = Daily(reconciler, clock, terminal=settings.terminal, days=settings.reconcile_days)
-            if settings.office is not None:
-                registrar = Registrar(
-                    settings.ask,
-                    settings.office,
-                    settings.state_directory,
-                    clock,
-                    terminal=settings.terminal,
-                    enrol=settings.enrol,
-                )
         if settings.socket is not None:
             table = {
                 **queue_calls,
@@ -274,6 +266,19 @@ def run(
             if due.in_ms:
                 journal.tidy()
                 woken.wait(due.in_ms / 1000)
+
+
+def _registrar(settings: SyncSettings, clock: Clock) -> Registrar | None:
+    if settings.ask is None or settings.office is None:
+        return None
+    return Registrar(
+        settings.ask,
+        settings.office,
+        settings.state_directory,
+        clock,
+        terminal=settings.terminal,
+        enrol=settings.enrol,
+    )
 
 
 class _Reporter:
