@@ -28,7 +28,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -55,7 +55,7 @@ _TABLE: Final = "item"
 _log = logging.getLogger(__name__)
 
 
-class State(Enum):
+class State(StrEnum):
     """Where an item stands."""
 
     QUEUED = "queued"  # not taken by the destination so far, surely
@@ -67,7 +67,7 @@ class State(Enum):
     HELD = "held"  # repeating it could book it twice, or it cannot be read; kept for a person
 
 
-class On(Enum):
+class On(StrEnum):
     """What happens to an item."""
 
     SEND = "send"
@@ -515,15 +515,17 @@ class Spool:
                     changes |= {"body": None, "answer": None, "error": None}
                 case _:
                     pass
-            more = ", attempts = attempts + 1, first_attempt = coalesce(first_attempt, :now)" if on is On.SEND else ""
             if on is On.RETRY:
                 changes["first_attempt"] = None  # a person has looked: what was too old to be repeated counts anew
             if after is State.QUEUED:
                 changes["first_attempt"] = None  # nothing of it can have arrived: its age begins with the next attempt
             names = ", ".join(f"{name} = :{name}" for name in changes)
+            if on is On.SEND:
+                names += ", attempts = attempts + 1, first_attempt = coalesce(first_attempt, :now)"
+                changes["now"] = str(Moment.now(self._clock))
             self._sql.execute(
-                f"UPDATE item SET {names}{more} WHERE id = :id",  # noqa: S608 - names of columns
-                changes | {"id": row_id, "now": str(Moment.now(self._clock))},
+                f"UPDATE item SET {names} WHERE id = :id",  # noqa: S608 - names of columns
+                changes | {"id": row_id},
             )
             if (before in OPEN, before in APART) != (after in OPEN, after in APART):
                 text = None if figures is None else self._open("figures", row_id, figures)
