@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from host_rig import Rig, Sender, make_bureau, register, rig
+from jwt.api_jws import PyJWS
+from test_host_server import schema
 
 from hwsim.host import Host
 from terminal.ledger.journal import Position
 from terminal.ledger.sealing import Envelopes, digest, verify_answer, verify_countersignature
 from terminal.ledger.states import State
-from terminal.ledger.values import Event, Kind, ReversalReason, Transaction, Verdict
+from terminal.ledger.values import Batch, Event, Figure, Kind, ReversalReason, Transaction, Verdict
 from terminal.money import EUR, Amount
 
 SALE = Transaction(
@@ -93,3 +97,44 @@ def test_a_checkpoint_is_understood_and_so_is_its_countersignature(host: Host, s
             reply.answer, sender.answer_key, id_=id_, terminal=sender.terminal, envelope=digest(envelope)
         )
         assert answer.decision is Verdict.COUNTERSIGNED
+
+
+def written(sender: Sender) -> dict[str, str]:
+    """Every kind of envelope that a terminal makes."""
+    made = Envelopes(sender.signing_key, sender.sealing_key, sender.terminal, sender.merchant, 3)
+    refund = replace(SALE, kind=Kind.REFUND, of=SALE.id, id=UUID(int=9, version=4))
+    sold = (Figure(EUR, "Visa", 41, 104_250), Figure(EUR, "Mastercard", 2, -300))
+    batch = Batch(UUID(int=5, version=4), 1, 1, 57, sold, (), 1_718_280_000_000, None, None, ())
+    card = sender.record(1250)
+    return {
+        "authorisation": made.authorisation(
+            SALE, number=1, card=card, deferred=True, kernel=3, scheme="visa", oda="ok", cvm="none"
+        ),
+        "refund": made.refund(refund, number=2),
+        "advice": made.advice(SALE, number=3, card=card, kernel=0, scheme="visa", completed=False),
+        "reversal": made.reversal(SALE, number=4, reason=ReversalReason.CARD),
+        "checkpoint": made.checkpoint(
+            UUID(int=6, version=4),
+            number=5,
+            sequence=212,
+            mac=bytes(32),
+            totals=[("EUR", 43, 103_950)],
+            unsent=[],
+            archived=None,
+            keys=["0f1e2d3c"],
+            taken_at_ms=1_718_280_000_000,
+            clock_synchronised=False,
+        ),
+        "batch": made.batch(batch, number=6, unsent=[("EUR", 1, 1250)], clock_synchronised=True),
+        "reconciliation": made.reconciliation(UUID(int=7, version=4), first=1, last=57, asked_at_ms=1_718_280_000_000),
+        "certificate": made.certificate(UUID(int=8, version=4), csr="-----BEGIN", asked_at_ms=1_718_280_000_000),
+    }
+
+
+def test_what_the_terminal_writes_is_what_the_interface_says(sender: Sender) -> None:
+    for event, envelope in written(sender).items():
+        payload = json.loads(PyJWS().decode(envelope, options={"verify_signature": False}))
+        assert payload["event"] == event
+        schema("Envelope").validate(payload)
+        with pytest.raises(Exception, match="is not valid under any"):
+            schema("Envelope").validate(payload | {"more": 1})
