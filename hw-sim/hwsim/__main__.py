@@ -68,6 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from hwsim import sdcard
 
         sys.exit(sdcard.main(given[1:]))
+    if given[:1] == ["card"]:
+        from hwsim import parts
+
+        sys.exit(parts.card(given[1:]))
+    if given[:1] == ["pn532"]:
+        from hwsim import parts
+
+        sys.exit(parts.pn532(given[1:]))
     options = parser().parse_args(given)
     sys.exit(options.command(options))
 
@@ -109,6 +117,10 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("faults", help="a bad network in front of a host, by seed or by order", add_help=False)
 
     sales.add_parser(commands)
+
+    commands.add_parser("card", help="a payment card that answers APDUs in hex", add_help=False)
+
+    commands.add_parser("pn532", help="the contactless reader on a pseudo-terminal", add_help=False)
 
     commands.add_parser("sdcard", help="power cuts on a simulated SD card, for any program", add_help=False)
 

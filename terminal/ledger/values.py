@@ -198,7 +198,7 @@ class OutboxItem:
     answered: bool
     envelope: str | None = field(repr=False)
     after: UUID | None = None
-    """What was sent for this transaction must have been answered first: a refund goes after its sale."""
+    """What was sent for this transaction must have been answered, and believed, first: a refund goes after its sale."""
     change_minor: int | None = None
     """What it brings to the merchant at the host, in `currency`; a reversal and a refund are negative."""
     currency: Currency | None = None

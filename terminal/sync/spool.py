@@ -129,7 +129,7 @@ class OutboxItem:
     number: int
     urgent: bool
     envelope: str = field(repr=False)
-    after: UUID | None = None  # what was sent earlier for this transaction must have been answered first
+    after: UUID | None = None  # what was sent earlier for this one must be delivered first
     amount_minor: int | None = None  # what the merchant gets by it; a refund's is negative, most events have none
     currency: str | None = None
 

@@ -327,16 +327,15 @@ class Steps:
             yield self._move("person: holds {event} of {sale} back", fewer, i, j, "hold", free=False)
 
     def must_wait(self, world: World, i: int, j: int, item: Item) -> bool:
-        """Whether something is to be answered first: a refund for its sale, Stripe's notices for each other."""
+        """Whether something is to be through first: a refund's sale, Stripe's notices one after the other.
+
+        Through is what is delivered: an answer alone may not be believed.
+        """
         if item.to == "stripe":
             before = world.sales[i].items[:j] if self.flaw is not Flaw.OUT_OF_ORDER else ()
         else:
             before = world.sales[i - 1].items if item.event == "refund" else ()
-        return any(
-            one.row is not None and one.row.state not in ("answered", "delivered")
-            for one in before
-            if one.to == item.to
-        )
+        return any(one.row is not None and one.row.state != "delivered" for one in before if one.to == item.to)
 
     def _ends(self, world: World, i: int, j: int, item: Item, row: Row) -> Iterator[Step]:
         """How an attempt may end."""

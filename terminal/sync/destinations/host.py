@@ -40,7 +40,8 @@ _PERMANENT: Final = {
 }
 _LATER: Final = {425: "waits for what comes before this", 429: "is busy"}
 # A host that does not know these still takes sales: nothing else must wait behind one.
-_OPTIONAL: Final = frozenset({"advice", "batch", "certificate", "checkpoint", "reconciliation"})
+_STATUS: Final = "status"  # of this terminal, and no item
+_OPTIONAL: Final = frozenset({"advice", "batch", "certificate", "checkpoint", "reconciliation", _STATUS})
 _UNKNOWN: Final = frozenset({404, 405})
 _REMEDIES: Final = {
     401: "it wants a client certificate: set [host] enrol or client_certificate",
@@ -99,7 +100,7 @@ class HostDestination:
 
     def standing(self, terminal: str) -> Result:
         """What the host says of this terminal: a signed text, which the terminal is to verify."""
-        return self._exchanged(lambda: self._get(f"/v1/terminals/{quote(terminal, safe='')}"), "standing")
+        return self._exchanged(lambda: self._get(f"/v1/terminals/{quote(terminal, safe='')}"), _STATUS)
 
     def _exchanged(self, request: Callable[[], BaseHTTPResponse], event: str) -> Result:
         shown = self._certificate()
