@@ -279,9 +279,9 @@ def test_it_asks_from_time_to_time_and_sooner_after_a_failure(terminal: Terminal
     clock = FakeClock()
     registrar = Registrar(lambda: Socket(terminal), lambda: liar, tmp_path, clock, terminal=TERMINAL, enrol=False)
 
-    def look(ms: int) -> int:
+    def look(ms: int, error: str | None = None) -> int:
         clock.advance(ms)
-        registrar.look(Mode.IMMEDIATE)
+        registrar.look(Mode.IMMEDIATE, error)
         if registrar._thread is not None:
             registrar._thread.join()
         return len(asked)
@@ -289,3 +289,6 @@ def test_it_asks_from_time_to_time_and_sooner_after_a_failure(terminal: Terminal
     assert [look(0), look(30_000), look(30_000)] == [1, 1, 2]
     liar.stands = Answered(terminal.host.status(TERMINAL))
     assert [look(60_000), look(60_000), look(LOOK_EVERY_MS - 60_000)] == [3, 3, 4]
+    # Refused by the host all of a sudden: perhaps this terminal is revoked, so it asks at once, and once.
+    assert [look(1_000, "it does not admit this terminal"), look(1_000, "it does not admit this terminal")] == [5, 5]
+    assert look(1_000, None) == 5

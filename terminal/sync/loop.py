@@ -262,7 +262,7 @@ def run(
                 daily.look(report, sync.schedule.mode, now=sync.books_differ)
                 sync.books_differ = False
             if registrar is not None and not sync.terminal_away:
-                registrar.look(sync.schedule.mode)
+                registrar.look(sync.schedule.mode, report.error)
             if due.in_ms:
                 journal.tidy()
                 woken.wait(due.in_ms / 1000)

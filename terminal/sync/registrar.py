@@ -67,10 +67,14 @@ class Registrar:
         self._due_ms = clock.monotonic_ms()
         self._thread: threading.Thread | None = None
         self._said = ""
+        self._error: str | None = None
 
-    def look(self, mode: Mode) -> None:
-        """Run in a thread of its own if it is time."""
+    def look(self, mode: Mode, error: str | None = None) -> None:
+        """Run in a thread of its own if it is time. A new `error` of the host's link may be that we are revoked."""
         now_ms = self._clock.monotonic_ms()
+        if error != self._error:
+            self._error = error
+            self._due_ms = self._due_ms if error is None else now_ms
         if now_ms < self._due_ms or (self._thread is not None and self._thread.is_alive()):
             return
         self._due_ms = now_ms + (_SAVING_MS if mode in (Mode.METERED, Mode.MANUAL) else LOOK_EVERY_MS)
