@@ -610,13 +610,18 @@ class Database:
         numbers = [number for (number,) in self.select("SELECT number FROM outbox ORDER BY number")]
         if numbers != list(range(1, len(numbers) + 1)):
             raise Broken(f"the numbers of the envelopes have gaps: {numbers}")
-        totals = sum(
-            json.loads(self.cell(figures, "totals", "figures", key))["sum"]
-            for key, figures in self.select("SELECT key, figures FROM totals")
-        )
+        figures = {
+            key: json.loads(self.cell(sealed, "totals", "figures", key))
+            for key, sealed in self.select("SELECT key, figures FROM totals")
+        }
+        book = figures.pop("day", {"sold": {}, "corrected": {}})
+        totals = sum(each["sum"] for each in figures.values())
         sold = sum(-row.minor if row.refund else row.minor for row in self.rows().values() if row.state in SOLD)
         if totals != sold:
             raise Broken(f"the totals say {totals}, the sales {sold}")
+        open_ = sum(minor for part in ("sold", "corrected") for _, minor in book[part].values())
+        if open_ != sold:  # no day is ended here
+            raise Broken(f"the day says {open_}, the sales {sold}")
 
 
 def compare(copy: str, rows: dict[str, Row], sales: dict[str, Sale], settled: dict[str, str]) -> None:
