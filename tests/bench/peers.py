@@ -348,10 +348,7 @@ class Till:
 
     def verify(self) -> None:
         """Read and compare every record."""
-        if hasattr(ledger_rig, "verified"):
-            ledger_rig.verified(self.ledger)
-        else:
-            self.ledger.verify()
+        ledger_rig.verified(self.ledger)
 
     def close(self) -> None:
         self.ledger.close()
