@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -18,11 +18,12 @@ from terminal.clock import Clock
 from terminal.config import Config
 from terminal.control import CALLER, Call, CallRefused, Role
 from terminal.ledger.days import RANGE_MAX
-from terminal.ledger.errors import DayStaysOpen, LedgerError
+from terminal.ledger.errors import DayStaysOpen
 from terminal.ledger.ledger import Ledger
 from terminal.ledger.sealing import Envelopes
 from terminal.ledger.values import Batch, Figure, OpenDay
 from terminal.link import Link
+from terminal.records import said
 
 _LOOK_EVERY_MS: Final = 30_000
 _BY_ITSELF: Final = -1  # no user's id
@@ -57,8 +58,8 @@ class Days:
 
     def calls(self) -> Mapping[str, Call]:
         return {
-            "day.show": Call(Show, _said(self._show), _REGISTER),
-            "day.end": Call(End, _said(self._end), _REGISTER),
+            "day.show": Call(Show, said(self._show), _REGISTER),
+            "day.end": Call(End, said(self._end), _REGISTER),
         }
 
     def end(self, uid: int) -> Batch:
@@ -113,7 +114,10 @@ class Days:
 
     def _end(self, arguments: End) -> dict[str, Any]:
         uid = CALLER.get()
-        batch = self.end(os.getuid() if uid is None else uid)
+        try:
+            batch = self.end(os.getuid() if uid is None else uid)
+        except DayStaysOpen as error:
+            raise CallRefused("day_stays_open", str(error)) from error
         self._link.wait_for_answer(lambda: self._answered(batch), timeout_ms=arguments.wait_ms)
         last = self._ledger.last_batch()
         return _closed(last if last is not None and last.id == batch.id else batch)
@@ -121,20 +125,6 @@ class Days:
     def _answered(self, batch: Batch) -> bool:
         last = self._ledger.last_batch()
         return last is None or last.id != batch.id or last.decision is not None
-
-
-def _said(handler: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
-    """The ledger's refusals, in the socket's words."""
-
-    def handle(arguments: Any) -> dict[str, Any]:
-        try:
-            return handler(arguments)
-        except DayStaysOpen as error:
-            raise CallRefused("day_stays_open", str(error)) from error
-        except LedgerError as error:
-            raise CallRefused("ledger", str(error)) from error
-
-    return handle
 
 
 def _open(day: OpenDay) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class Payments:
         return self._ledger.commit_outcome(transaction.id, decision=Decision.VOID, reason=reason)
 
     def reverse(self, transaction: Transaction, reason: ReversalReason, refused: CardRead | None = None) -> Transaction:
-        """Take a sale back at the host: queued at once, repeated until acknowledged. `refused` is its last word."""
+        """Take a sale back at the host: queued at once, repeated until acknowledged. `refused`: what the card said."""
         reversed_ = self._ledger.commit_reversal(
             transaction.id,
             reason,

@@ -298,8 +298,7 @@ class Ledger:
 
         `online` and `accepted` bring the card and an envelope, made for the number that it is called with; `accepted`
         after `online` brings none, the one under way stands. `completed` may bring an advice of what the card said
-        last. Raises `IllegalTransition`, `NoSuchTransaction`,
-        `DiskTrouble`.
+        last. Raises `IllegalTransition`, `NoSuchTransaction`, `DiskTrouble`.
         """
         if len(reason) > REASON_CHARS_MAX:
             raise ValueError(f"a reason has at most {REASON_CHARS_MAX} characters")

@@ -38,6 +38,7 @@ from terminal.ledger.models import (
     OutboxRow,
     Rows,
     Tables,
+    TotalRow,
     TransactionRow,
     compiled,
 )
@@ -496,7 +497,7 @@ class Store:
     def _book(self) -> Generator[Book]:
         """The book of days; what is changed in it is saved. A ledger that had none has not ended a day."""
         row = self._totals.get(_BOOK)
-        book = Book(sold=self._sold()) if row is None else msgspec.convert(row.figures, Book)
+        book = self._read_book(row)
         yield book
         figures = msgspec.to_builtins(book)
         if row is None:
@@ -504,6 +505,9 @@ class Store:
         else:
             row.figures = figures
             self._totals.save(row)
+
+    def _read_book(self, row: TotalRow | None) -> Book:
+        return Book(sold=self._sold()) if row is None else msgspec.convert(row.figures, Book)
 
     def _sold(self) -> dict[str, tuple[int, int]]:
         """Everything that stands, by currency and scheme."""
@@ -702,15 +706,14 @@ class Store:
         """What has been sold since the last day's end."""
         with _translated():
             last = self._the_meta().last_number
-            row = self._totals.get(_BOOK)
-            book = Book(sold=self._sold()) if row is None else msgspec.convert(row.figures, Book)
+            book = self._read_book(self._totals.get(_BOOK))
         return book.open_day(last)
 
     def last_batch(self) -> Batch | None:
         """The last day's end."""
         with _translated():
-            row = self._totals.get(_BOOK)
-        return None if row is None else msgspec.convert(row.figures, Book).last_batch()
+            book = self._read_book(self._totals.get(_BOOK))
+        return book.last_batch()
 
     def copy(self, sequence: int) -> tuple[bytes, bytes | None] | None:
         """`Record.trimmed` and `Record.payload` of a record, as far as they are here."""

@@ -79,9 +79,9 @@ def compare(ask: Call, queue: Call, register: Register, first: int, last: int) -
     suspects += [(id_, sale, None, missing) for id_, sale in open_.items()]
     suspects.sort(key=lambda each: each[1].number)
     differences = []
+    again, _ = _sales(ask, suspects[0][1].number, last) if suspects else ({}, None)
     for id_, sale, found, meaning in suspects[:DIFFERENCES_MAX]:
-        now, _ = _sales(ask, sale.number, sale.number)
-        if now.get(id_) is None or (now[id_].state, now[id_].refunded_minor) != (sale.state, sale.refunded_minor):
+        if again.get(id_) != sale:
             under_way.append(id_)  # something has become of it meanwhile
         else:
             differences.append(_difference(id_, sale, found, meaning))
