@@ -18,12 +18,13 @@ from hwsim.cards.bertlv import decode, encode
 from hwsim.cards.bureau import Bureau, Scheme
 from hwsim.cards.card import Card
 from hwsim.cards.contact import Protocol as Transmission
+from hwsim.cards.designs import REVOKED_SERIAL
 from hwsim.cards.personalise import rack
 from hwsim.cards.profile import CardProfile
 from hwsim.issuer import Authorisation, Issuer, MemoryCardBook
 from terminal.emv import contact, entry_point
 from terminal.emv.apdu import Command, Response
-from terminal.emv.authentication import CaKey, CaKeys
+from terminal.emv.authentication import CaKey, CaKeys, RevokedCertificate
 from terminal.emv.configuration import CONTACT, Combination, Environment, Limits, Request, Setup
 from terminal.emv.outcome import Approved, CardRead, IssuerAnswer, OdaStatus, OnlineRequest, Outcome
 from terminal.money import EUR, Amount
@@ -82,6 +83,10 @@ def setup(bureaus: dict[Scheme, Bureau]) -> Setup:
         ca_keys=CaKeys(
             CaKey(key.rid, key.index, key.modulus, key.exponent, key.checksum)
             for key in (bureau.ca_public_key for bureau in bureaus.values())
+        ),
+        revoked=frozenset(
+            RevokedCertificate(bureau.rid, bureau.ca_index, bytes.fromhex(REVOKED_SERIAL))
+            for bureau in bureaus.values()
         ),
     )  # fmt: skip
 
@@ -182,6 +187,41 @@ RACK: dict[str, tuple[str, OdaStatus | None, str | None, str, OdaStatus | None, 
     "blocked": (
         "EndApplication no_common_application", None, None, "EndApplication application_blocked", None, None, None,
     ),
+    # Cards that break the books, one way each.
+    "certificate-expired": ("OnlineRequest", NONE, "00", "OnlineRequest", FAILED, "00", "Approved"),
+    "mastercard-certificate-expired": (
+        "EndApplication oda_failed", None, None, "Declined terminal_declined", FAILED, None, None,
+    ),
+    "revoked": ("OnlineRequest", NONE, "00", "OnlineRequest", FAILED, "00", "Approved"),
+    "mastercard-revoked": (
+        "EndApplication oda_failed", None, None, "Declined terminal_declined", FAILED, None, None,
+    ),
+    "card-blocked": (
+        "EndApplication no_common_application", None, None, "EndApplication card_blocked", None, None, None,
+    ),
+    "wrong-length": ("EndApplication parse_error", None, None, "EndApplication parse_error", None, None, None),
+    "duplicated-tag": ("EndApplication duplicate_data", None, None, "EndApplication duplicate_data", None, None, None),
+    "mastercard-duplicated-tag": (
+        "EndApplication duplicate_data", None, None, "EndApplication duplicate_data", None, None, None,
+    ),
+    "missing-data": ("EndApplication missing_data", None, None, "EndApplication missing_data", None, None, None),
+    "mastercard-missing-data": (
+        "EndApplication missing_data", None, None, "EndApplication missing_data", None, None, None,
+    ),
+    "absurd-length": ("EndApplication parse_error", None, None, "EndApplication parse_error", None, None, None),
+    "mastercard-absurd-length": (
+        "EndApplication parse_error", None, None, "EndApplication parse_error", None, None, None,
+    ),
+    "afl-loop": ("EndApplication duplicate_data", None, None, "EndApplication duplicate_data", None, None, None),
+    "mastercard-afl-loop": (
+        "EndApplication duplicate_data", None, None, "EndApplication duplicate_data", None, None, None,
+    ),
+    "endless-afl": ("EndApplication parse_error", None, None, "EndApplication parse_error", None, None, None),
+    "overreaches": ("OnlineRequest", NONE, "00", "Approved", OK, None, None),  # it was asked for that: see below
+    "mastercard-overreaches": (
+        "EndApplication card_error", None, None, "Declined oda_failed", FAILED, None, None,  # signed as it was
+    ),
+    "stalls": ("OnlineRequest", NONE, "00", "OnlineRequest", OK, "00", "Approved"),  # it is the reader that it stalls
     "not-supported": (
         "EndApplication no_common_application", None, None, "EndApplication no_common_application", None, None, None,
     ),
@@ -209,6 +249,14 @@ def test_what_each_card_comes_to(
         assert oda(outcome) is inserted_oda
     if end is not None:
         assert complete(card, issuer, outcome) == (inserted_code, end)
+
+
+@pytest.mark.parametrize(
+    ("name", "end"), [("overreaches", "EndApplication card_error"), ("visa-debit", "OnlineRequest")]
+)
+def test_more_than_was_asked_for(setup: Setup, cards: dict[str, CardProfile], name: str, end: str) -> None:
+    """Over the floor limit the host is wanted: a card that approves then is not believed (Book 3, 9.3)."""
+    assert word(dip(setup, Card(cards[name], seeded()), 15_000)) == end
 
 
 @pytest.mark.parametrize("name", ["visa-debit", "visa-credit", "mastercard-debit", "mastercard-credit"])

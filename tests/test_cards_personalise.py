@@ -306,7 +306,10 @@ def cards(bureau: Bureau) -> dict[str, CardProfile]:
     return rack({Scheme.VISA: bureau, Scheme.MASTERCARD: mastercard}, seeded())
 
 
-MISBEHAVING = {"no-fdda", "broken-certificate", "mastercard-broken-certificate"}
+MISBEHAVING = {
+    "no-fdda", "broken-certificate", "mastercard-broken-certificate", "certificate-expired",
+    "mastercard-certificate-expired",
+}  # fmt: skip
 
 
 def test_every_design_becomes_a_card_with_an_account_of_its_own(cards: dict[str, CardProfile], tmp_path: Path) -> None:

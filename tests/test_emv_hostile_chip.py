@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,27 +18,20 @@ from emv_rig import (
     setup,
     tlv,
 )
+from hostile_rig import check, drive, finish
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terminal.emv import contact, entry_point
-from terminal.emv.apdu import GET_RESPONSES_MAX, CardRemoved, Command, Exchange, Response
+from terminal.emv.apdu import Command, Exchange
 from terminal.emv.configuration import Combination, Environment, Limits, Setup
-from terminal.emv.contact_selection import CANDIDATES_MAX, DIRECTORY_RECORDS_MAX, OCCURRENCES_MAX
 from terminal.emv.outcome import (
     Approved,
-    Declined,
-    EndApplication,
     IssuerAnswer,
     OdaStatus,
     OnlineRequest,
     Outcome,
-    SelectNext,
-    Torn,
-    TryAgain,
-    TryAnotherInterface,
 )
-from terminal.emv.records import RECORDS_MAX
 
 LIMIT = bytes.fromhex("000000099999")
 LIMITS = {0xDF8123: LIMIT, 0xDF8124: LIMIT, 0xDF8125: LIMIT, 0xDF8126: LIMIT}
@@ -47,60 +40,13 @@ PKI = Pki(rid=MASTERCARD[:5])
 TAPPED: Setup = setup(Combination(MASTERCARD, 2, Limits(), {**LIMITS, **CODES}), pki=PKI)
 INSERTED: Setup = setup(inserted())
 
-# Selection, an application or two dozen of them, records and the rest; each over T=0 with its GET RESPONSEs.
-COMMANDS_MAX = (DIRECTORY_RECORDS_MAX + OCCURRENCES_MAX + 2 * CANDIDATES_MAX + RECORDS_MAX + 20) * (
-    3 + 2 * GET_RESPONSES_MAX
-)
 LENT = Environment(unpredictable_number=lambda: UN, notify=lambda ui: None, random_percent=lambda: 1)
-RAW = Callable[[int, Command], "bytes | None"]
-ANSWER = IssuerAnswer(b"00", bytes(8), (tlv("86", bytes.fromhex("84240000")),), (b"\x86",))
 
 
 def exchange(kernel: str) -> Exchange[Outcome]:
     if kernel == "contact":
         return contact.run(INSERTED, request(), LENT)
     return entry_point.run(TAPPED, request(), LENT)
-
-
-def drive(started: Exchange[Outcome], answer: RAW) -> tuple[Outcome, int]:
-    count = 0
-    try:
-        command = next(started)
-        while True:
-            count += 1
-            assert count <= COMMANDS_MAX, "the kernel does not come to an end"
-            assert 4 <= len(command.encode()) <= 261
-            raw = answer(count - 1, command)
-            command = started.throw(CardRemoved()) if raw is None else started.send(Response.decode(raw))
-    except StopIteration as stop:
-        outcome: Outcome = stop.value
-        return outcome, count
-
-
-def finish(outcome: Outcome, answer: RAW, count: int) -> Outcome:
-    """Give an online request of contact its answer, from the same card."""
-    if isinstance(outcome, OnlineRequest) and outcome.resume is not None:
-        outcome, _ = drive(outcome.resume(ANSWER), lambda at, command: answer(at + count, command))
-        assert isinstance(outcome, Approved | Declined | Torn)
-    return outcome
-
-
-def check(outcome: Outcome) -> None:
-    """What holds whatever the card said."""
-    match outcome:
-        case Approved(card):
-            assert card.cid & 0xC0 == 0x40
-            assert len(card.cryptogram) == 8
-            assert card.oda.status is not OdaStatus.FAILED or card.oda.reason != "signature"
-        case OnlineRequest(card):
-            assert card.cid & 0xC0 == 0x80
-        case Declined(card=card):
-            assert card is not None
-            assert card.tags[0x9F02] == bytes.fromhex("000000001250")
-        case TryAgain() | Torn() | EndApplication() | TryAnotherInterface():
-            assert outcome.reason
-        case SelectNext():
-            raise AssertionError("this outcome is entry point's own")
 
 
 ANSWERS = st.one_of(

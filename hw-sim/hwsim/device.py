@@ -27,6 +27,7 @@ from PIL import Image
 from drivers.interfaces import DISPLAY_SIZE_PX, Key
 from hwsim.cards.card import Card
 from hwsim.cards.iso14443 import ProximityCard
+from hwsim.cards.misbehaviour import Misbehaviour
 from hwsim.cards.profile import CardProfile
 from hwsim.gpio import Board
 from hwsim.pn532 import Disturbance, Pn532
@@ -43,6 +44,7 @@ WAIT_MS_MAX: Final = 60_000
 _FINGER_MS: Final = 45  # down and up again as fast as people type; longer than the contact bounces
 _BOUNCE_SEED: Final = 4
 _GPO_NUMBER: Final = 3  # SELECT PPSE, SELECT, GET PROCESSING OPTIONS
+_STALLING_EXTENSIONS: Final[tuple[int, ...]] = (59,) * 1_000  # more than any reader grants
 _SLOW_EXTENSIONS: Final = (59,)  # 59 times the frame waiting time of 39 ms
 
 
@@ -144,7 +146,9 @@ class Device:
         if any(present.application is card.contactless for present in self._reader.cards):
             raise CallRefused("in_field", f"{arguments.card} is in the field already")
         disturbance = Disturbance(pulled_after_apdu=arguments.pulled_after_apdu, torn_at_apdu=arguments.torn_at_apdu)
-        extensions = {_GPO_NUMBER: _SLOW_EXTENSIONS} if arguments.slow else {}
+        extensions: dict[int, tuple[int, ...]] = {_GPO_NUMBER: _SLOW_EXTENSIONS} if arguments.slow else {}
+        if card.profile.misbehaviour is Misbehaviour.STALLS:
+            extensions = {_GPO_NUMBER: _STALLING_EXTENSIONS}
         self._reader.present(ProximityCard(card.contactless, extensions=extensions), disturbance=disturbance)
         return {}
 

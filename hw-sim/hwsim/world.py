@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from hwsim.cards.bureau import Bureau, Scheme
+from hwsim.cards.designs import REVOKED_SERIAL
 from hwsim.cards.personalise import rack
 from hwsim.device import DeviceClient
 from hwsim.faults import Fault, FaultProxy
@@ -78,7 +79,13 @@ socket = "{directory}/sync.sock"
 backoff_min_ms = 100
 backoff_max_ms = 1000
 
+[emv]
+revoked = "{directory}/keys/terminal/revoked.toml"
+
 {ca_keys}"""
+_REVOKED: Final = """\
+# What the card "revoked" was certified with, one entry for each scheme.
+{entries}"""
 
 _T = TypeVar("_T")
 
@@ -227,6 +234,16 @@ class World:
         ca_keys = "\n".join(
             "[[ca_keys]]\n" + "".join(f'{name} = "{value}"\n' for name, value in bureau.ca_public_key.record().items())
             for bureau in (visa, mastercard)
+        )
+        (keys / "terminal" / "revoked.toml").write_text(
+            _REVOKED.format(
+                entries="\n".join(
+                    f'[[revoked]]\nrid = "{bureau.rid.hex().upper()}"\nindex = "{bureau.ca_index:02X}"\n'
+                    f'serial = "{REVOKED_SERIAL}"\n'
+                    for bureau in (visa, mastercard)
+                )
+            ),
+            encoding="utf-8",
         )
         self.config.write_text(
             _CONFIG.format(

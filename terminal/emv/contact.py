@@ -148,8 +148,7 @@ def _begin(setup: Setup, request: Request, environment: Environment, activation:
         terminal[Tag.POS_ENTRY_MODE] = ENTRY_MODE
     transaction = Transaction(setup, request, environment, activation, CONTACT, card, terminal)
     card.receive(selection.application(activation.fci))
-    if preferred := selection.languages(card.get(Tag.LANGUAGE_PREFERENCE, b"")):
-        environment.reads(preferred)
+    selection.tell_languages(card, environment)
     environment.watch.step(Step.SELECTION, transaction)
     return transaction
 

@@ -154,6 +154,7 @@ def _open(
     terminal = _parameters(terminal) | terminal
     terminal[Tag.TERMINAL_CAPABILITIES] = _capabilities(terminal, None)
     transaction = Transaction(setup, request, environment, activation, KERNEL, card, terminal)
+    selection.tell_languages(card, environment)
     environment.watch.step(Step.SELECTION, transaction)
     transaction.pdol_data = dol.build(card.get(Tag.PDOL, b""), transaction.objects, KERNEL)
     response = yield from transceive(get_processing_options(transaction.pdol_data))

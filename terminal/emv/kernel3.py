@@ -188,6 +188,7 @@ def _read_card(
     card.require(Tag.DF_NAME, Tag.PDOL)
     terminal = transaction_objects(setup, request, environment, activation)
     opened = _Opened(activation, KERNEL, card, terminal)
+    selection.tell_languages(card, environment)
     environment.watch.step(Step.SELECTION, opened)
 
     response = yield from transceive(get_processing_options(dol.build(card[Tag.PDOL], {**card, **terminal}, KERNEL)))

@@ -12,7 +12,7 @@ from typing import Final
 
 from terminal.emv import tlv
 from terminal.emv.apdu import Command
-from terminal.emv.configuration import AID_BYTES_MAX, AID_BYTES_MIN
+from terminal.emv.configuration import AID_BYTES_MAX, AID_BYTES_MIN, Environment
 from terminal.emv.tags import Tag
 from terminal.emv.tlv import Node
 
@@ -115,6 +115,12 @@ def languages(preference: bytes) -> tuple[str, ...]:
     """
     pairs = (preference[at : at + 2].decode("ascii", errors="ignore").lower() for at in range(0, len(preference), 2))
     return tuple(dict.fromkeys(pair for pair in pairs if len(pair) == 2 and pair.isalpha()))[:LANGUAGES_MAX]
+
+
+def tell_languages(card: Mapping[int, bytes], environment: Environment) -> None:
+    """Let the screen know what the cardholder reads, once an application is selected (Book 4, 11.1)."""
+    if preferred := languages(card.get(Tag.LANGUAGE_PREFERENCE, b"")):
+        environment.reads(preferred)
 
 
 def language(preferred: Sequence[str], spoken: Collection[str]) -> str | None:

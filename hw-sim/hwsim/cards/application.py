@@ -23,6 +23,7 @@ from hwsim.cards.cryptogram import (
     Online,
     issuer_application_data,
 )
+from hwsim.cards.misbehaviour import said
 from hwsim.cards.profile import LOG_RECORDS, ApplicationData, CardProfile, Standing
 
 AID_BYTES_MIN: Final = 5  # a RID; less names no application
@@ -150,7 +151,7 @@ class Application(ABC):
             raise Refused(StatusWord.WRONG_INSTRUCTION if known_class else StatusWord.WRONG_CLASS)
         answer = handler(command)
         self._state = _NEXT[self._state, answer.step]
-        return answer
+        return answer._replace(data=said(self.profile.misbehaviour, command, answer.data))
 
     def _require(self, *steps: Step) -> None:
         """At least one of these may be taken now."""
@@ -173,6 +174,8 @@ class Application(ABC):
         if not command.data:
             raise Refused(StatusWord.WRONG_LENGTH)
         following = command.p2 == 0x02
+        if self.profile.standing is Standing.CARD_BLOCKED:
+            raise Refused(StatusWord.NOT_SUPPORTED)
         if self.profile.standing is Standing.ABSENT:
             raise Refused(StatusWord.NOT_FOUND)
         if command.data == self.directory_name and not following:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from enum import Enum
 from pathlib import Path
@@ -186,6 +186,11 @@ class Bureau:
     @property
     def scheme(self) -> Scheme:
         return next(scheme for scheme in Scheme if scheme.rid == self.rid)
+
+    def with_issuer_serial(self, serial: bytes) -> Bureau:
+        """The same bank under another certificate, with this serial number (3 bytes): one that may be withdrawn."""
+        head = b"\x02" + packed(self.iin, 4) + month_and_year(self.certificates_expire) + serial
+        return replace(self, issuer_certificate=certify(self.ca_key, head, self.issuer_key))
 
     @property
     def imk_smi(self) -> bytes:

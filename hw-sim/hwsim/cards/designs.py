@@ -23,6 +23,7 @@ from hwsim.cards.files import CardFileError
 from hwsim.cards.variants import VARIANTS
 
 DESIGNS: Final = Path(__file__).with_name("profiles")
+REVOKED_SERIAL: Final = "BADBAD"  # of the issuer certificate that simulated terminals take for withdrawn
 _LIKE_DEPTH_MAX: Final = 8  # designs are copies of copies at most; a ring would never end
 
 _AIP_BITS: Final[Mapping[str, int]] = {
@@ -132,6 +133,8 @@ class Design(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     declines_after_approval: bool = False
     distrusts_issuer: bool = False
     needs_issuer_authentication: bool = True
+    certificates_end: date | None = None  # before the card does; by default when the issuer's does
+    issuer_serial: Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-F]{6}\Z")] | None = None  # of its own certificate
     misbehaves: str = "normal"
 
     @property

@@ -58,6 +58,7 @@ def personalise(
     currency: int = 978,
     offline_limit_minor: int | None = None,
     icc_key_bits: int | None = None,
+    icc_key: RsaKey | None = None,
 ) -> CardProfile:
     """Make a card. `country` and `currency` are ISO numbers; what is not said here, the design says.
 
@@ -71,7 +72,9 @@ def personalise(
     version = design.cvn if cvn is None else cvn
     expiry = design.expires if expires is None else expires
     name = design.cardholder if cardholder is None else cardholder
-    icc_key = RsaKey.generate(design.icc_key_bits if icc_key_bits is None else icc_key_bits, bureau.issuer_key.exponent)
+    if icc_key is None:
+        bits = design.icc_key_bits if icc_key_bits is None else icc_key_bits
+        icc_key = RsaKey.generate(bits, bureau.issuer_key.exponent)
     track2 = packed(f"{account.digits}D{expiry:%y%m}{design.service_code}0000000000")
     # What each interface has in common, without PAN sequence number: contactless Visa sends that with its cryptogram.
     identity = (
@@ -87,7 +90,7 @@ def personalise(
         encode(0x9F42, bytes.fromhex(f"{currency:04d}")),
     )
     # A new serial number for each certificate.
-    certificates = _Certificates(bureau, account, icc_key, entropy)
+    certificates = _Certificates(_signing(bureau, design), account, icc_key, entropy, design.certificates_end)
 
     def visa_contactless(plan: InterfaceDesign) -> ApplicationData:
         signed = b"".join((*identity, _STATIC_TAG_LIST))
@@ -153,26 +156,44 @@ def personalise(
 def rack(bureaus: Mapping[Scheme, Bureau], entropy: Entropy) -> dict[str, CardProfile]:
     """A card of every design of these schemes, by the design's name, each with an account number of its own."""
     found = {name: designs.load(name) for name in designs.names()}
-    return {
-        name: personalise(bureaus[design.scheme], entropy, design)
-        for name, design in found.items()
-        if design.scheme in bureaus
-    }
+    cards: dict[str, CardProfile] = {}
+    shared: dict[Scheme, RsaKey] = {}
+    for name, design in found.items():
+        if design.scheme not in bureaus:
+            continue
+        broken = design.misbehaves != "normal"
+        card = personalise(
+            bureaus[design.scheme], entropy, design, icc_key=shared.get(design.scheme) if broken else None
+        )
+        if broken and card.icc_key is not None:
+            shared[design.scheme] = card.icc_key  # keys take time, and nothing is learned of a broken card's own
+        cards[name] = card
+    return cards
+
+
+def _signing(bureau: Bureau, design: Design) -> Bureau:
+    """The bank, with the issuer certificate that this design names."""
+    if design.issuer_serial is None:
+        return bureau
+    return bureau.with_issuer_serial(bytes.fromhex(design.issuer_serial))
 
 
 class _Certificates:
     """Issuer and ICC certificates as records."""
 
-    def __init__(self, bureau: Bureau, account: Pan, icc_key: RsaKey, entropy: Entropy) -> None:
+    def __init__(
+        self, bureau: Bureau, account: Pan, icc_key: RsaKey, entropy: Entropy, end: date | None = None
+    ) -> None:
         self._bureau = bureau
         self._account = account
         self._icc_key = icc_key
         self._entropy = entropy
+        self._end = end or bureau.certificates_expire
 
     def records(self, signed: bytes, aip: bytes) -> tuple[bytes, bytes]:
         """The issuer's and the card's, the latter over this static data."""
         bureau, icc_key = self._bureau, self._icc_key
-        valid = month_and_year(bureau.certificates_expire)
+        valid = month_and_year(self._end)
         head = b"\x04" + packed(self._account.digits, 10) + valid + self._entropy(3)
         certificate = certify(bureau.issuer_key, head, icc_key, signed, aip)
         issuer = encode(

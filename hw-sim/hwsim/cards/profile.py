@@ -19,10 +19,11 @@ from hwsim.cards.bertlv import decode, encode
 from hwsim.cards.bureau import CaPublicKey, RsaKey, Scheme, key_document, key_of
 from hwsim.cards.cryptogram import Cvn
 from hwsim.cards.files import CardFileError, hexadecimal
+from hwsim.cards.misbehaviour import Misbehaviour
 
 LOG_RECORDS: Final = 10  # the oldest entry goes when another comes
 
-_CARD_FORMAT: Final = "payterm test card, version 2"
+_CARD_FORMAT: Final = "payterm test card, version 3"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -62,6 +63,7 @@ class Standing(Enum):
     """What has become of the application on the card."""
 
     ACTIVE = "active"
+    CARD_BLOCKED = "card-blocked"  # the whole card: it selects nothing any more
     BLOCKED = "blocked"  # still listed, selected with a warning, refuses to start a transaction
     ABSENT = "absent"  # the card has no payment application at all
 
@@ -139,6 +141,7 @@ class CardProfile:
     distrusts_issuer: bool = False  # contact: takes every ARPC for forged
     needs_issuer_authentication: bool = True  # contact: without a true ARPC there is no approval
     standing: Standing = Standing.ACTIVE
+    misbehaviour: Misbehaviour = Misbehaviour.NONE
     atc: int = 0
     atc_last_online: int = 0
     online_incomplete: bool = False  # asked for the issuer, and has not heard the end of it
@@ -184,6 +187,7 @@ class CardProfile:
             "distrusts_issuer": self.distrusts_issuer,
             "needs_issuer_authentication": self.needs_issuer_authentication,
             "standing": self.standing.value,
+            "misbehaviour": self.misbehaviour.value,
             "atc": self.atc,
             "atc_last_online": self.atc_last_online,
             "online_incomplete": self.online_incomplete,
@@ -230,6 +234,7 @@ class CardProfile:
                 distrusts_issuer=document["distrusts_issuer"],
                 needs_issuer_authentication=document["needs_issuer_authentication"],
                 standing=Standing(document["standing"]),
+                misbehaviour=Misbehaviour(document["misbehaviour"]),
                 atc=document["atc"],
                 atc_last_online=document["atc_last_online"],
                 online_incomplete=document["online_incomplete"],

@@ -1,7 +1,8 @@
 """Cards that a terminal must cope with, made from an ordinary one: broken, blocked, and an emulator, which has copied
 everything that a reader can read but holds none of the keys.
 
-An expired card is none of them: its date is under a signature, so it is personalised that way.
+An expired card is none of them: its date is under a signature, so it is personalised that way, and so is one whose
+certificate has ended or was withdrawn.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final, TypeAlias
 
 from hwsim.cards.bureau import Entropy
 from hwsim.cards.cryptogram import KEY_BYTES, odd_parity
+from hwsim.cards.misbehaviour import Misbehaviour
 from hwsim.cards.profile import ApplicationData, CardProfile, Standing
 
 _ICC_CERTIFICATE: Final = 0x9F46
@@ -69,6 +71,11 @@ def emulator(profile: CardProfile, _entropy: Entropy) -> CardProfile:
 
 Variant: TypeAlias = Callable[[CardProfile, Entropy], CardProfile]
 
+
+def _misbehaving(misbehaviour: Misbehaviour) -> Variant:
+    return lambda profile, _entropy: replace(profile, misbehaviour=misbehaviour)
+
+
 VARIANTS: Final[Mapping[str, Variant]] = {
     "normal": lambda profile, _entropy: profile,
     "no-fdda": without_fdda,
@@ -78,5 +85,7 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     "blocked": lambda profile, _entropy: replace(profile, standing=Standing.BLOCKED),
     "not-supported": lambda profile, _entropy: replace(profile, standing=Standing.ABSENT),
     "emulator": emulator,
+    "card-blocked": lambda profile, _entropy: replace(profile, standing=Standing.CARD_BLOCKED),
+    **{each.value: _misbehaving(each) for each in Misbehaviour if each is not Misbehaviour.NONE},
 }
 """By the name that a design's `misbehaves` gives."""

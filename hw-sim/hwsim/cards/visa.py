@@ -18,6 +18,7 @@ from hwsim.cards.bertlv import decode_dol, encode
 from hwsim.cards.bureau import Entropy
 from hwsim.cards.chip import Chip
 from hwsim.cards.cryptogram import CryptogramType, issuer_application_data
+from hwsim.cards.misbehaviour import said
 from hwsim.cards.profile import CardProfile, Standing
 from hwsim.cards.variants import VARIANTS
 
@@ -110,7 +111,7 @@ class VisaCard:
         except Refused as refusal:
             return refusal.sw.to_bytes(2, "big")
         self._state = _NEXT[self._state, answer.step]
-        return answer.data + answer.sw.to_bytes(2, "big")
+        return said(self.profile.misbehaviour, parsed, answer.data) + answer.sw.to_bytes(2, "big")
 
     def _require(self, step: Step) -> None:
         if (self._state, step) not in _NEXT:
@@ -123,6 +124,8 @@ class VisaCard:
         if not command.data:
             raise Refused(StatusWord.WRONG_LENGTH)
         profile = self.profile
+        if profile.standing is Standing.CARD_BLOCKED:
+            raise Refused(StatusWord.NOT_SUPPORTED)
         # There is one application: "next occurrence" (P2 = 02) finds nothing after it.
         if profile.standing is Standing.ABSENT or command.p2 == 0x02:
             raise Refused(StatusWord.NOT_FOUND)
