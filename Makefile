@@ -53,6 +53,8 @@ soak: $(READY)
 	KILL_SWEEP=all $(BIN)/pytest tests/test_kill.py
 	$(BIN)/python -m tests.soak.model
 	PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.soak.chaos --sales 200000
+	for target in tlv dol atr described contact contactless; do \
+		PYTHONPATH=tests:hw-sim $(BIN)/python -m tests.fuzz $$target --runs 1000000 || exit 1; done
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

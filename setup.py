@@ -53,6 +53,7 @@ setup(
             "persist-queue>=1.1",
             "sqlcipher3>=0.6",
             "pyemv>=1.5",
+            "atheris>=3; sys_platform == 'linux' and platform_machine == 'x86_64'",  # fuzzing, in make soak alone
             "babel>=2.12",
             "coverage>=7.4",
             "hypothesis>=6.100",

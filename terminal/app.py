@@ -221,6 +221,7 @@ class _Terminal:
                 clock=clock,
                 stopping=self._stop.is_set,
                 alive=notify.alive,
+                has_keys=self._hardware.keypad is not None,
             )
             self._answer_with(service.calls())
             if self._hardware.keypad is not None:

@@ -30,6 +30,7 @@ class Desk:
         self._running: UUID | None = None
         self._decided: UUID | None = None
         self._cancelled = False
+        self._asking = False  # a question in the middle of a sale: keys are its answer
         self._keys: deque[Key] = deque(maxlen=_KEYS_MAX)
         self._verdicts: dict[UUID, bool] = {}
 
@@ -65,13 +66,31 @@ class Desk:
             return True
 
     def press(self, key: Key) -> None:
-        """A key was pressed. In a sale only cancel counts; what nobody reads is forgotten, oldest first."""
+        """A key was pressed. In a sale only cancel counts, and what answers a question; the rest is forgotten."""
         with self._condition:
             if self._running is not None:
                 self._cancelled = self._cancelled or key is Key.CANCEL
-                return
-            self._keys.append(key)
+            if self._running is None or self._asking:
+                self._keys.append(key)
             self._condition.notify_all()
+
+    def ask(self) -> None:
+        """From here on keys answer a question of the sale that is taken; none that was pressed before."""
+        with self._condition:
+            self._keys.clear()
+            self._asking = True
+
+    def answer(self, timeout_ms: int) -> Key | None:
+        """The next key of the answer. None when nothing was pressed, or the sale was cancelled from elsewhere."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._keys or self._cancelled, timeout_ms / 1000)
+            return self._keys.popleft() if self._keys else None
+
+    def answered(self) -> None:
+        """The question is over, however it ended."""
+        with self._condition:
+            self._keys.clear()
+            self._asking = False
 
     def decided(self) -> None:
         """The flow has shown the result; the card may still lie on the reader."""

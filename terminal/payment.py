@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeAlias, TypeVar
 from uuid import UUID
@@ -18,7 +18,7 @@ from drivers.interfaces import CardChannel, CardLost, Interface, ReaderFault
 from terminal import RELEASED_MS
 from terminal.clock import Clock, Entropy
 from terminal.config import Config, OfflinePolicy
-from terminal.emv import configuration, contact, entry_point, tlv
+from terminal.emv import configuration, contact, contact_selection, entry_point, tlv
 from terminal.emv.apdu import CardRemoved, Exchange, Response
 from terminal.emv.outcome import (
     Approved,
@@ -145,8 +145,19 @@ class Payments:
             raise SaleRefused("over_limit", f"{amount} is above this terminal's limit of {limit}: nothing was charged")
         return self._ledger.begin(amount, reference)
 
-    def read(self, transaction: Transaction, channel: CardChannel, notify: Callable[[UiRequest], None]) -> Outcome:
-        """One card presentation: entry point and kernel over this channel. Raises `ReaderFault`."""
+    def read(
+        self,
+        transaction: Transaction,
+        channel: CardChannel,
+        notify: Callable[[UiRequest], None],
+        cardholder: contact_selection.Cardholder | None = None,
+        reads: Callable[[Sequence[str]], None] = lambda _: None,
+    ) -> Outcome:
+        """One card presentation: entry point and kernel over this channel. Raises `ReaderFault`.
+
+        An inserted card with several applications asks `cardholder`; where nobody can be asked, the best is taken.
+        `reads` is told the cardholder's languages.
+        """
         moment = self._local_time()
         request = configuration.Request(
             amount=transaction.amount,
@@ -162,10 +173,13 @@ class Payments:
             random_percent=self._random_percent,
             earlier_minor=self._recent.earlier_minor(transaction.amount.currency),
             torn=self._torn[1],
+            reads=reads,
         )
         setup = self._setup.in_currency(transaction.amount.currency.code)
-        run = contact.run if channel.interface is Interface.CONTACT else entry_point.run
-        return drive(run(setup, request, environment), channel.transmit)
+        if channel.interface is not Interface.CONTACT:
+            return drive(entry_point.run(setup, request, environment), channel.transmit)
+        choose = contact_selection.asked_of(cardholder) if cardholder else contact_selection.without_confirmation
+        return drive(contact.run(setup, request, environment, choose), channel.transmit)
 
     def decide(
         self, transaction: Transaction, outcome: Approved | Declined | OnlineRequest, channel: CardChannel

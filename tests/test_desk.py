@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from drivers.interfaces import Key
 from terminal.desk import Desk, DeskBusy
 from terminal.ledger.states import State
 from terminal.ledger.values import Kind, Transaction
@@ -137,6 +138,31 @@ def test_of_many_registers_one_gets_the_desk(desk: Desk) -> None:
     taken = desk.take(0)
     assert taken is not None
     assert taken.number == laid[0]
+
+
+def test_keys_answer_a_question_in_the_middle_of_a_sale(desk: Desk) -> None:
+    desk.lay(A)
+    assert desk.take(0) == A
+    desk.press(Key.ENTER)  # before the question: it answers nothing
+    desk.ask()
+    assert desk.answer(0) is None
+    desk.press(Key.DOWN)
+    desk.press(Key.ENTER)
+    assert [desk.answer(0), desk.answer(0), desk.answer(0)] == [Key.DOWN, Key.ENTER, None]
+    desk.press(Key.NINE)
+    desk.answered()
+    desk.press(Key.NINE)
+    desk.done()
+    assert desk.take(0) is None
+
+
+def test_cancelling_from_elsewhere_ends_a_question(desk: Desk) -> None:
+    desk.lay(A)
+    desk.take(0)
+    desk.ask()
+    desk.cancel(A.id)
+    assert desk.answer(PATIENCE_S * 1000) is None
+    assert desk.cancelled
 
 
 def test_a_verdict_is_heard_once_and_by_whom_it_is_for(desk: Desk) -> None:

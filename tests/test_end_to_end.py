@@ -24,6 +24,7 @@ from hwsim.host.tls import Certificate
 from hwsim.world import CARD, World
 from terminal.control import CallRefused
 from terminal.money import EUR, Amount
+from terminal.ui.screens import Approved, ChooseApplication, TryAgain, render
 
 pytestmark = pytest.mark.processes
 
@@ -164,6 +165,85 @@ def test_an_inserted_card_offline_is_its_own_judge_within_limits(shop: World) ->
     result = shop.tap(Amount(900, EUR), "visa-debit", insert=True)
     assert result["state"] in {"accepted", "declined"}
     assert not [entry for entry in shop.bookings() if entry["transaction"] == result["id"]]
+
+
+def asks(shop: World, *names: str, at: int = 0) -> bool | None:
+    """Whether the panel has shown this question since it was looked at last, in the card's language."""
+    wanted = render(ChooseApplication(names, at), "en").tobytes()
+    return any(picture.image.tobytes() == wanted for picture in shop.device.pictures(wait_ms=200)) or None
+
+
+TWO = ("VISA DEBIT", "VISA DEBIT")
+
+
+def test_the_cardholder_chooses_with_the_keys(shop: World) -> None:
+    sale = shop.sell(Amount(1250, EUR))
+    shop.device.present("two-names", insert=True)
+    shop.wait(lambda: asks(shop, *TWO), "the question")
+    shop.device.press("down")
+    shop.wait(lambda: asks(shop, *TWO, at=1), "the bar on the second name")
+    shop.device.press("enter")
+    assert shop.result(sale)["state"] == "approved"
+    free(shop)
+
+
+def test_the_screen_speaks_the_cards_language(shop: World) -> None:
+    """German first, says this card; the terminal itself speaks English, and does so again afterwards."""
+    shop.device.pictures()
+    german = shop.tap(Amount(333, EUR), "mastercard-debit")
+    free(shop)
+    english = shop.tap(Amount(334, EUR))
+    seen = [picture.image.tobytes() for picture in shop.device.pictures()]
+    for sale, language in ((german, "de"), (english, "en")):
+        shown = Approved(Amount(sale["amount_minor"], EUR), sale["scheme"], sale["last4"])
+        assert render(shown, language).tobytes() in seen
+
+
+def test_a_cardholder_who_wants_none_of_them_pays_nothing(shop: World) -> None:
+    sale = shop.sell(Amount(1250, EUR))
+    shop.device.present("two-names", insert=True)
+    shop.wait(lambda: asks(shop, *TWO), "the question")
+
+    def cancelled() -> bool | None:  # a busy machine may miss a finger
+        shop.device.press("cancel")
+        return shop.call("sale.result", transaction=sale, wait_ms=500)["decided"] or None
+
+    shop.device.remove()
+    shop.wait(cancelled, "the sale to be cancelled")
+    assert shop.state(sale) == "void"
+    free(shop)
+    shop.tap(Amount(700, EUR))
+
+
+@pytest.mark.parametrize("card", ["endless-afl", "duplicated-tag", "absurd-length", "missing-data", "afl-loop"])
+def test_a_card_that_breaks_the_books_leaves_the_sale_to_the_next(shop: World, card: str) -> None:
+    sale = shop.sell(Amount(1250, EUR))
+    shop.device.present(card)
+    time.sleep(1.0)
+    shop.device.remove()
+    time.sleep(0.7)  # one card after the other: the field has to be seen empty
+    assert shop.call("sale.result", transaction=sale)["state"] == "opened"
+    shop.device.present(CARD)
+    assert shop.result(sale)["state"] == "approved"
+    free(shop)
+
+
+def test_a_card_that_asks_for_time_without_end_is_given_up(shop: World) -> None:
+    """After 20 seconds for one command, however politely it asks."""
+    sale = shop.sell(Amount(1250, EUR))
+    shop.device.pictures()
+    shop.device.present("stalls")
+    given_up = render(TryAgain(Amount(1250, EUR), "card_lost"), "en").tobytes()
+    shop.wait(
+        lambda: any(each.image.tobytes() == given_up for each in shop.device.pictures(wait_ms=200)) or None,
+        "the terminal to give the card up",
+        timeout_s=40,
+    )
+    shop.device.remove()
+    time.sleep(1.0)
+    shop.device.present(CARD)
+    assert shop.result(sale)["state"] == "approved"
+    free(shop)
 
 
 def test_a_mastercard_is_tapped(shop: World) -> None:

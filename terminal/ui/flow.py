@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
@@ -26,6 +27,8 @@ from terminal import VERSION
 from terminal.clock import Clock
 from terminal.config import Config
 from terminal.desk import Desk
+from terminal.emv import selection
+from terminal.emv.contact_selection import Candidate
 from terminal.emv.outcome import (
     Approved,
     Declined,
@@ -45,7 +48,7 @@ from terminal.ledger.values import ReversalReason, Transaction
 from terminal.link import Link
 from terminal.money import AMOUNT_MINOR_MAX, Amount
 from terminal.payment import Payments, SaleRefused
-from terminal.ui import screens
+from terminal.ui import messages, screens
 from terminal.ui.panel import Panel
 from terminal.ui.readers import Readers
 from terminal.ui.screens import Screen
@@ -77,6 +80,7 @@ class Flow:
         clock: Clock,
         stopping: Callable[[], bool],
         alive: Callable[[], None],
+        has_keys: bool = False,
     ) -> None:
         self._config = config
         self._readers = readers
@@ -88,6 +92,7 @@ class Flow:
         self._clock = clock
         self._stopping = stopping
         self._alive = alive
+        self._has_keys = has_keys
 
     def run(self) -> None:
         """Until stopped: unfinished business of the last run first, then sale after sale."""
@@ -120,6 +125,7 @@ class Flow:
             self._panel.show(screens.Error("ledger"))
             self._clock.sleep_ms(self._config.sale.result_hold_ms)
         finally:
+            self._panel.speak(None)  # the next customer reads something else
             self._desk.done()
 
     def _enter_amount(self, key: Key) -> None:
@@ -232,7 +238,8 @@ class Flow:
     def _read(self, transaction: Transaction, channel: CardChannel) -> Outcome | None:
         """None when the reader broke, which says nothing of the card."""
         try:
-            return self._payments.read(transaction, channel, self._notify)
+            asked = _Cardholder(self._ask, transaction.amount) if self._has_keys else None
+            return self._payments.read(transaction, channel, self._notify, asked, self._reads)
         except ReaderFault as fault:
             self._readers.lost(channel.interface, fault)
             self._panel.show(_reader_screen(fault))
@@ -301,6 +308,36 @@ class Flow:
         """The kernel's own requests in the middle of a reading. Nothing of them needs a screen besides "reading"."""
         _log.debug("kernel: message %02X status %d", request.message, request.status)
 
+    def _reads(self, preferred: Sequence[str]) -> None:
+        """The cardholder's languages, as the card states them (EMV 4.4 Book 4, 11.1)."""
+        self._panel.speak(selection.language(preferred, messages.spoken()))
+
+    def _ask(self, names: Sequence[str], amount: Amount) -> int | None:
+        """By arrows or by its number, the place of the chosen name. None: nobody wanted any, or nobody answered."""
+        at, deadline_ms = 0, self._clock.monotonic_ms() + self._config.sale.card_timeout_ms
+        self._desk.ask()
+        try:
+            while self._clock.monotonic_ms() < deadline_ms and not self._desk.cancelled and not self._stopping():
+                self._alive()
+                self._panel.show(screens.ChooseApplication(tuple(names), at))
+                match self._desk.answer(POLL_MS):
+                    case Key.ENTER:
+                        return at
+                    case Key.CLEAR | Key.CANCEL:
+                        return None
+                    case Key.UP:
+                        at = max(at - 1, 0)
+                    case Key.DOWN:
+                        at = min(at + 1, len(names) - 1)
+                    case Key() as key if key.value.isdigit() and 1 <= int(key.value) <= len(names):
+                        at = int(key.value) - 1
+                    case _:
+                        pass
+            return None
+        finally:
+            self._desk.answered()
+            self._panel.show(screens.Reading(amount))
+
     def _wait_for_removal(self) -> None:
         deadline_ms = self._clock.monotonic_ms() + self._config.sale.card_timeout_ms
         while self._clock.monotonic_ms() < deadline_ms and not self._stopping():
@@ -309,6 +346,21 @@ class Flow:
                 if (fault := self._readers.fault) is not None:
                     self._panel.show(_reader_screen(fault))
                 return
+
+
+@dataclass(frozen=True, slots=True)
+class _Cardholder:
+    """Answers for the card on the keypad (`contact_selection.Cardholder`); the inserted card waits meanwhile."""
+
+    ask: Callable[[Sequence[str], Amount], int | None]
+    amount: Amount
+
+    def choose(self, offered: Sequence[Candidate]) -> Candidate | None:
+        at = self.ask([candidate.name for candidate in offered], self.amount)
+        return None if at is None else offered[at]
+
+    def confirm(self, offered: Candidate) -> bool:
+        return self.ask([offered.name], self.amount) is not None
 
 
 def result_screen(transaction: Transaction) -> Result:

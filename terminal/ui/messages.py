@@ -27,6 +27,12 @@ def speaker(language: str) -> Callable[[str], str]:
     return gettext.translation("payterm", _LOCALE, languages=[language], fallback=True).gettext
 
 
+@cache
+def spoken() -> frozenset[str]:
+    """The languages that there are (ISO 639)."""
+    return frozenset({"en", *(path.name for path in _LOCALE.iterdir())})
+
+
 def mark(text: str) -> str:
     """Marks a string for translation where it is not yet time to translate it."""
     return text

@@ -57,7 +57,7 @@ class Panel:
         self, display: Display, language: str, *, lamps: Lamps | None = None, buzzer: Buzzer | None = None
     ) -> None:
         self._display, self._lamps, self._buzzer = display, lamps, buzzer
-        self._language = language
+        self._own_language = self._language = language
         self._screen = _Part(display)
         self._light = _Part(lamps) if lamps is not None else None
         self._sound = _Part(buzzer) if buzzer is not None else None
@@ -74,6 +74,10 @@ class Panel:
                 self.sound(tone)
         self._shown = screen
         return stands
+
+    def speak(self, language: str | None) -> None:
+        """From the next screen on in this language; None for the terminal's own again."""
+        self._language = language or self._own_language
 
     def sound(self, tone: Tone) -> None:
         """A tone by itself, as the click of a key."""

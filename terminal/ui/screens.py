@@ -80,6 +80,14 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class ChooseApplication:
+    """The card offers several ways to pay, best first, `at` the one under the bar; one alone is to be agreed to."""
+
+    names: tuple[str, ...]
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Authorising:
     """The host is being asked."""
 
@@ -154,8 +162,8 @@ class Error:
 
 
 Screen: TypeAlias = (
-    Start | Recovering | Busy | Idle | EnterAmount | PresentCard | Reading | Authorising | Approved | AcceptedOffline
-    | Declined | RemoveCard | TryAgain | OneCardOnly | UseOtherCard | KeepOrVoid | Error
+    Start | Recovering | Busy | Idle | EnterAmount | PresentCard | Reading | ChooseApplication | Authorising
+    | Approved | AcceptedOffline | Declined | RemoveCard | TryAgain | OneCardOnly | UseOtherCard | KeepOrVoid | Error
 )  # fmt: skip
 
 # --- What stands where ------------------------------------------------------------------------------------------------
@@ -221,7 +229,17 @@ class Rule:
             frame.putpixel((x, self.y), LIT)
 
 
-Mark: TypeAlias = Text | Icon | Rule
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Turns light and dark of what was painted before it."""
+
+    box: Box
+
+    def paint(self, frame: Image.Image) -> None:
+        frame.paste(ImageChops.invert(frame.crop(self.box)), self.box)
+
+
+Mark: TypeAlias = Text | Icon | Rule | Bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +284,8 @@ def lay_out(screen: Screen, language: str) -> Sheet:  # noqa: PLR0911, PLR0912 -
             return _amount(say("To pay"), amount, language, say("Hold card here"), ("waves",))
         case Reading(amount=amount):
             return _amount(say("Reading card"), amount, language, say("Keep card here"), ("waves",))
+        case ChooseApplication():
+            return Sheet(tuple(_choice(screen, say)))
         case Authorising(amount=amount):
             return _amount(say("Asking the bank"), amount, language, say("Please wait"), ("sand",))
         case Approved(amount=amount, scheme=scheme, last4=last4):
@@ -300,6 +320,10 @@ HEAD: Final = Box(MARGIN, 1, WIDTH - MARGIN, 13)
 MIDDLE: Final = Box(0, 15, WIDTH, 43)
 FOOT: Final = Box(MARGIN, 51, WIDTH - MARGIN, 62)  # letters that reach below the line need the last two rows
 BADGE: Final = Box(MARGIN, 1, 30, 29)  # the large icon; the title stands beside it
+
+CHOICES: Final = Box(MARGIN, 15, WIDTH - MARGIN, 51)
+_CHOICE_HEIGHT: Final = 12
+_CHOICES_SHOWN: Final = 3
 
 # Fonts to try in turn, each with the number of lines that it may take: the first into which a text fits is taken.
 Fonts: TypeAlias = Sequence[tuple[str, int]]
@@ -345,6 +369,25 @@ def _unsent(screen: Idle, say: Callable[[str], str]) -> str:
     size, unit = next((age for age in _AGES if screen.oldest_minutes >= age[0]), _AGES[-1])
     age = say(unit).format(count=screen.oldest_minutes // size)
     return say("{count} unsent, oldest {age}").format(count=screen.unsent, age=age)
+
+
+def _choice(screen: ChooseApplication, say: Callable[[str], str]) -> Iterator[Mark]:
+    """A window of lines on the list, a bar over one."""
+    several = len(screen.names) > 1
+    yield from _text(say("Pay with?") if several else say("Use this?"), LABEL, HEAD, START)
+    if several:
+        yield from _text(f"{screen.at + 1}/{len(screen.names)}", LABEL, HEAD, END)
+    yield Rule(14)
+    first = max(0, min(screen.at - 1, len(screen.names) - _CHOICES_SHOWN))
+    shown = screen.names[first : first + _CHOICES_SHOWN]
+    top = CHOICES.top + (CHOICES.bottom - CHOICES.top - len(shown) * _CHOICE_HEIGHT) // 2
+    for row, name in enumerate(shown, start=first):
+        line = Box(MARGIN, top, WIDTH - MARGIN, top + _CHOICE_HEIGHT)
+        yield from _text(name or "-", LINE, line._replace(left=MARGIN + 3, right=WIDTH - MARGIN - 3), START)
+        if row == screen.at:
+            yield Bar(line)
+        top += _CHOICE_HEIGHT
+    yield from _text(say("Arrows, then confirm") if several else say("Confirm or cancel"), LINE, FOOT)
 
 
 def _amount(head: str, amount: Amount, language: str, foot: str, pictures: Sequence[str]) -> Sheet:

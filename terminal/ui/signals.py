@@ -16,7 +16,7 @@ def lamps(screen: Screen) -> LampState:
             return LampState.IDLE
         case screens.PresentCard() | screens.TryAgain():
             return LampState.READY
-        case screens.Reading() | screens.Authorising():
+        case screens.Reading() | screens.ChooseApplication() | screens.Authorising():
             return LampState.PROCESSING
         case screens.Approved() | screens.AcceptedOffline() | screens.RemoveCard():
             return LampState.CARD_READ
