@@ -49,7 +49,8 @@ setup(
         "dev": [
             *ON_HARDWARE,
             "h11>=0.14",
-            "litequeue>=0.9",  # these three are measured against
+            "ber-tlv>=0.0.6",  # these four are measured against
+            "litequeue>=0.9",
             "persist-queue>=1.1",
             "sqlcipher3>=0.6",
             "pyemv>=1.5",

@@ -7,11 +7,14 @@ before, between and after data objects mean nothing. What a data object means, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 TAG_BYTES_MAX: Final = 3  # EMV's own tags take one or two bytes, kernel 2's (DF8117) three
 LENGTH_BYTES_MAX: Final = 2  # after 81 or 82; two bytes state 65,535, a response APDU carries 256
 SIZE_MAX: Final = 0xFFFF  # bytes in one parse: what LENGTH_BYTES_MAX can state
+_CONSTRUCTED: Final = 0x20  # of a tag's first byte
+_TAG_GOES_ON: Final = 0x1F
 DEPTH_MAX: Final = 8  # the books nest five deep: 6F, A5, BF0C, 61, 73
 
 
@@ -39,15 +42,18 @@ class Node(NamedTuple):
         return next((child for child in self.children if child.tag == tag), None)
 
 
+_make: Final = partial(tuple.__new__, Node)  # `Node(...)` without a frame of its own
+
+
 def is_constructed(tag: int) -> bool:
     """Whether the value of this tag is itself BER-TLV (bit 6 of the first byte)."""
-    return bool(_tag_bytes(tag)[0] & 0x20)
+    return bool(_tag_bytes(tag)[0] & _CONSTRUCTED)
 
 
 def read_tag(data: bytes, at: int) -> tuple[int, int]:
     """The tag that begins at `at`, and where it ends. Raises `TlvError`."""
     end = at + 1
-    if data[at] & 0x1F == 0x1F:  # more bytes follow, each but the last with its top bit set
+    if data[at] & _TAG_GOES_ON == _TAG_GOES_ON:  # more bytes follow, each but the last with its top bit set
         while True:
             if end >= len(data):
                 raise TlvError("the data ends inside a tag", at)
@@ -75,33 +81,49 @@ def read_length(data: bytes, at: int) -> tuple[int, int]:
     return int.from_bytes(data[at + 1 : end], "big"), end
 
 
-def _nodes(data: bytes, depth: int) -> Iterator[Node]:
+def _nodes(data: bytes, depth: int) -> tuple[Node, ...]:
+    """The hottest loop of all: tags of one or two bytes and short lengths, which is nearly all, are read in place."""
     if depth == 0:
         raise TlvError(f"data objects are nested deeper than {DEPTH_MAX}", 0)
-    at = 0
-    while at < len(data):
-        if data[at] == 0:
-            at += 1
+    nodes: list[Node] = []
+    at, end = 0, len(data)
+    while at < end:
+        start, first = at, data[at]
+        at += 1
+        if first == 0:
             continue
-        start = at
-        tag, at = read_tag(data, at)
-        length, at = read_length(data, at)
-        value = data[at : at + length]
-        if len(value) != length:
+        if first & _TAG_GOES_ON != _TAG_GOES_ON:
+            tag = first
+        elif at < end and data[at] < 0x80:
+            tag = first << 8 | data[at]
+            at += 1
+        else:
+            tag, at = read_tag(data, start)
+        if at < end and data[at] < 0x80:
+            stop = at + 1 + data[at]
+            at += 1
+        else:
+            length, at = read_length(data, at)
+            stop = at + length
+        if stop > end:
             raise TlvError("a data object is longer than the data that holds it", start)
-        try:
-            children = tuple(_nodes(value, depth - 1)) if is_constructed(tag) else ()
-        except TlvError as error:
-            raise TlvError(error.reason, at + (error.at or 0)) from None
-        at += length
-        yield Node(tag, value, children)
+        value = data[at:stop]
+        children: tuple[Node, ...] = ()
+        if first & _CONSTRUCTED:
+            try:
+                children = _nodes(value, depth - 1)
+            except TlvError as error:
+                raise TlvError(error.reason, at + (error.at or 0)) from None
+        nodes.append(_make((tag, value, children)))
+        at = stop
+    return tuple(nodes)
 
 
 def parse(data: bytes) -> tuple[Node, ...]:
     """All data objects in `data`, constructed ones taken apart. Raises `TlvError`."""
     if len(data) > SIZE_MAX:
         raise TlvError(f"more than {SIZE_MAX} bytes of data objects")
-    return tuple(_nodes(data, DEPTH_MAX))
+    return _nodes(data, DEPTH_MAX)
 
 
 def parse_one(data: bytes, tag: int) -> Node:

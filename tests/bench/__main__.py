@@ -17,7 +17,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.bench import device, drain, memory, online, queued, start, storage, tap
+from tests.bench import device, drain, emv, memory, online, queued, start, storage, tap
 from tests.bench.report import Section, show
 
 BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
@@ -29,6 +29,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path], Section]]] = {
     "drain": drain.run,
     "queued": queued.run,
     "memory": memory.run,
+    "emv": emv.run,
 }
 _WIDTH: Final = 132  # when printed into a file, where a terminal's width is not known
 
