@@ -102,7 +102,7 @@ def test_what_a_value_means(tag: int, kernel: int | None, value: str, expected: 
 @pytest.mark.parametrize("kernel", [None, 2, 3])
 @pytest.mark.parametrize("fill", [0x00, 0x12, 0x41, 0x99, 0xFF])
 def test_every_object_says_something_of_every_value(kernel: int | None, fill: int) -> None:
-    """Shortest, longest and impossible values of every tag that is known: an explanation or a problem, never a fault."""
+    """Shortest, longest and impossible values of every known tag: an explanation or a problem, never a fault."""
     for number in KNOWN:
         definition = tags.lookup(number, kernel)
         if definition is None:
