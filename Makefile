@@ -2,6 +2,7 @@
 # make test   everything that must hold, with its negative controls
 # make check  the quick part of it: format, lint, types, import contracts, unit tests
 # make soak   the long campaigns: power cuts, damage, faults at every system call; hours
+# make mutants  changes to what decides that no test would notice; ten minutes
 # make bench  speed, as ratios against a peer measured in the same run
 # Each sets up what it needs. Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 
@@ -10,7 +11,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format lint types contracts unit processes soak bench screens messages clean
+# Which changes to what decides the tests would not notice: docs/mutation.md.
+mutants: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt mutmut
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+
+# Every branch of the kernels, by their own tests.
+coverage: $(READY)
+	$(BIN)/pytest -q -n auto --cov=terminal.emv --cov-branch --cov-fail-under=98 --cov-report=term:skip-covered \
+		tests/test_emv_*.py tests/test_cards_kernel.py tests/test_fuzz_corpus.py tests/test_replay_*.py
+
+.PHONY: demo test check format lint types contracts unit coverage mutants processes soak bench screens messages clean
 
 demo: $(READY)
 	$(BIN)/payterm-sim demo

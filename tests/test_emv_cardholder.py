@@ -55,6 +55,10 @@ def check(rules: str | None, **changes: str | None) -> Verification:
         ("40001F00", SIGN, "1F0002", Tvr.NONE, Cvm.NONE),
         ("40001F01", SIGN, "400001", FAILED, Cvm.FAILED),  # the last one performed was the one that fails
         ("40004200", SIGN, "3F0001", FAILED | PAD, Cvm.FAILED),
+        # what earlier rules found stays
+        ("41000200", PIN, "020000", PAD | Tvr.ONLINE_PIN_ENTERED, Cvm.ONLINE_PIN),
+        ("46004100", SIGN, "3F0001", FAILED | PAD | UNKNOWN, Cvm.FAILED),
+        ("06001F00", "E0FFC8", "3F0001", FAILED | UNKNOWN, Cvm.FAILED),  # every bit of 9F33 set: still unknown
         # no rule fits
         ("1F01", SIGN, "3F0001", FAILED, Cvm.FAILED),
         ("41034203", SIGN, "3F0001", FAILED, Cvm.FAILED),
@@ -63,7 +67,7 @@ def check(rules: str | None, **changes: str | None) -> Verification:
         ("26031F00", SIGN, "1F0002", Tvr.NONE, Cvm.NONE),
     ],
 )
-def test_rules(rules: str, capabilities: str, results: str, tvr: Tvr, cvm: Cvm) -> None:
+def test_book_3_10_5_cardholder_verification(rules: str, capabilities: str, results: str, tvr: Tvr, cvm: Cvm) -> None:
     assert check(rules, tag_9F33=capabilities) == Verification(bytes.fromhex(results), tvr, cvm, attempted=True)
 
 
@@ -116,14 +120,24 @@ ATTENDED, UNATTENDED = "22", "25"
         ("09", False, {"tag_9F02": "000000002000"}),
         ("06", False, {"tag_9F02": "000000000001", "tag_9F42": "0840"}),
         ("07", False, {"tag_9F42": None}),
+        ("01", False, {"tag_9C": "01", "tag_9F35": None}),  # attended, for all that is known
+        ("04", True, {"tag_9C": "01", "tag_9F35": None}),
         ("0A", False, {}),
         ("FF", False, {}),
     ],
 )
-def test_conditions(condition: str, holds: bool, changes: dict[str, str | None]) -> None:
+def test_book_3_c3_cvm_condition_codes(condition: str, holds: bool, changes: dict[str, str | None]) -> None:
     found = check("1F" + condition, **changes)
     assert (found.cvm is Cvm.NONE) is holds
     assert found.results == bytes.fromhex(f"1F{condition}02" if holds else "3F0001")
+
+
+def test_amounts_x_and_y_have_four_bytes() -> None:
+    """20,000,000.00 each: more than three bytes can state."""
+    wide = "77359400" * 2
+    for condition, holds in (("06", True), ("07", False), ("08", True), ("09", False)):
+        found = check(None, tag_8E=wide + "1F" + condition, tag_9F02="001999999999")
+        assert (found.cvm is Cvm.NONE) is holds
 
 
 def test_a_terminal_without_capabilities_verifies_nobody() -> None:

@@ -258,7 +258,9 @@ def test_no_application(sw: int, reason: str) -> None:
         (NO_ODA, None, "8000000000", "6800"),
     ],
 )
-def test_the_best_method_that_both_know(capabilities: str, method: OdaMethod | None, tvr: str, tsi: str) -> None:
+def test_book_3_10_3_the_best_method_that_both_know(
+    capabilities: str, method: OdaMethod | None, tvr: str, tsi: str
+) -> None:
     outcome = with_oda(capabilities).outcome
     assert card_of(outcome).oda == (OdaResult(OdaStatus.OK, method) if method else OdaResult())
     assert found(outcome) == (tvr, tsi)
@@ -444,7 +446,25 @@ def test_the_rest_of_risk_management() -> None:
         return 8750
 
     assert found(insert(ChipCard(), earlier_minor=earlier).outcome)[0] == "0000008000"
-    assert asked == [(Pan(PAN), b"\x01")]
+    insert(ChipCard(changes={"5F34": None}), earlier_minor=earlier)
+    assert asked == [(Pan(PAN), b"\x01"), (Pan(PAN), b"")]
+
+
+def test_what_risk_management_finds_adds_up() -> None:
+    listed = replace(setup(inserted(terminal_floor=0)), exceptions=frozenset({ExceptionEntry(Pan(PAN))}))
+    lent = Environment(unpredictable_number=lambda: UN, notify=lambda ui: None)
+    card = ChipCard(changes=LIMITS, data=COUNTERS)
+    outcome, _ = pump(contact.run(listed, replace(request(), force_online=True), lent), card)
+    assert found(outcome)[0] == "100000C800"
+    assert card_of(outcome).tags[0x9F13] == h("0008")  # the host may want the counter
+
+
+@pytest.mark.parametrize(("number", "tvr"), [(50, "0000001000"), (51, "0000000000")])
+def test_the_chance_of_selection_rises_towards_the_floor_limit(number: int, tvr: str) -> None:
+    """12.50 is half way from 5.00 to 20.00: 20 percent and half of the 60 to 80."""
+    combination = inserted(random=RandomSelection(500, 20, 80), terminal_floor=2000)
+    outcome = insert(ChipCard(kinds=("TC",)), combination, random_percent=lambda: number).outcome
+    assert found(outcome)[0] == tvr
 
 
 @pytest.mark.parametrize(
@@ -499,7 +519,9 @@ MARKS_EXPIRED = h("0040000000")
         ({}, {}, "21", "ARQC"),
     ],
 )
-def test_what_is_asked_for(tags: dict[int, bytes], card_codes: dict[str, bytes | None], type_: str, asked: str) -> None:
+def test_book_3_10_7_what_is_asked_for(
+    tags: dict[int, bytes], card_codes: dict[str, bytes | None], type_: str, asked: str
+) -> None:
     card = ChipCard(changes={**EXPIRED, **card_codes}, kinds=("AAC",))
     result = insert(card, inserted(tags=tags), terminal={0x9F35: h(type_)})
     sent = ac_commands(result.commands)[0]
@@ -534,7 +556,7 @@ ONLINE_TYPE = {0x9F35: h("21")}
     ],
 )
 @pytest.mark.parametrize("format_1", [True, False])
-def test_the_card_may_only_be_more_careful(asked: str, kind: str, outcome: str, format_1: bool) -> None:
+def test_book_3_9_3_the_card_may_only_be_more_careful(asked: str, kind: str, outcome: str, format_1: bool) -> None:
     """9.3: approve, ask, decline."""
     codes = {0xDF8121: h("8000000000")} if asked == "AAC" else {}
     terminal = {0x9F33: h(NO_ODA), **(ONLINE_TYPE if asked == "ARQC" else {})}
@@ -719,7 +741,7 @@ def finish(
         (b"05", "TC", 0x00, "Declined host_declined"),
     ],
 )
-def test_second_cryptogram(code: bytes, second: str, p1: int, outcome: str) -> None:
+def test_book_3_10_11_second_cryptogram(code: bytes, second: str, p1: int, outcome: str) -> None:
     result, commands = finish(IssuerAnswer(code, ARPC), second)
     assert word(result) == outcome
     assert [command.ins for command in commands] == [0x82, 0xAE]
@@ -742,7 +764,7 @@ def test_the_second_cryptogram_replaces_the_first() -> None:
         (bytes(5), "21", "AAC", "Declined unable_to_go_online", b"Z3"),
     ],
 )
-def test_unable_to_go_online(codes: bytes, type_: str, second: str, outcome: str, code: bytes) -> None:
+def test_book_3_10_11_unable_to_go_online(codes: bytes, type_: str, second: str, outcome: str, code: bytes) -> None:
     card = ChipCard(changes={**EXPIRED, "9F0D": codes})
     result, commands = finish(None, second, card, terminal={0x9F35: h(type_)})
     assert (word(result), tag(result, "8A")) == (outcome, code.hex().upper())
@@ -768,7 +790,7 @@ def test_a_terminal_that_has_no_host_decides_at_once() -> None:
         ("7D00", bytes(17), 0x9000, "0000000040", "E800"),
     ],
 )
-def test_issuer_authentication(aip: str, data: bytes | None, sw: int, tvr: str, tsi: str) -> None:
+def test_book_3_10_9_issuer_authentication(aip: str, data: bytes | None, sw: int, tvr: str, tsi: str) -> None:
     card = ChipCard(aip=h(aip), sw={0x82: sw})
     result, commands = finish(IssuerAnswer(b"00", data), card=card)
     assert found(result) == (tvr, tsi)
@@ -870,7 +892,7 @@ class Scripted(ChipCard):
     ],
 )
 @pytest.mark.parametrize("when", ["71", "72"])
-def test_scripts(scripts: list[bytes], refuses: tuple[int, ...], sw: int, results: str, performed: int, when: str) -> None:  # fmt: skip # noqa: E501, PLR0917
+def test_book_3_10_10_scripts(scripts: list[bytes], refuses: tuple[int, ...], sw: int, results: str, performed: int, when: str) -> None:  # fmt: skip # noqa: E501, PLR0917
     card = Scripted()
     card.refuses, card.sw_of_refusal = refuses, sw
     before = {"71": "scripts_before", "72": "scripts_after"}[when]

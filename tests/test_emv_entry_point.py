@@ -144,7 +144,7 @@ def test_the_cvm_limit_is_itself_too_much(amount_minor: int, exceeded: bool) -> 
         ("36004000", {"contactless_floor": 0, "cvm_required": 0}, 1, "36C04000"),
     ],
 )
-def test_ttq(configured: str, limits: dict[str, object], amount_minor: int, ttq: str) -> None:
+def test_book_b_3_1_1_ttq(configured: str, limits: dict[str, object], amount_minor: int, ttq: str) -> None:
     assert prepared(visa(bytes.fromhex(configured), **limits), request(amount_minor)).ttq == bytes.fromhex(ttq)
 
 
@@ -279,7 +279,7 @@ def test_an_adf_name_may_begin_with_the_aid() -> None:
         ("C00000", 0xC00000, False),
     ],
 )
-def test_the_kernel_that_the_card_asks_for(identifier: str, kernel: int, wanted: bool) -> None:
+def test_book_b_3_3_2_the_kernel_that_the_card_asks_for(identifier: str, kernel: int, wanted: bool) -> None:
     entry = directory_entry(VISA, tag_9F2A=bytes.fromhex(identifier))
     seen, _ = handed_over(card_with(entry), visa(kernel=kernel))
     assert selected(seen) == ([(VISA, kernel)] if wanted else [])
@@ -296,7 +296,7 @@ def test_without_an_identifier_the_scheme_has_a_kernel() -> None:
     ("rid", "kernel"),
     [("04", 2), ("03", 3), ("25", 4), ("65", 5), ("0152", 6), ("0324", 6), ("0333", 7), ("99", 0)],
 )
-def test_default_kernels(rid: str, kernel: int) -> None:
+def test_book_b_3_3_2_default_kernels(rid: str, kernel: int) -> None:
     assert default_kernel(bytes.fromhex("A0" + rid.rjust(8, "0") + "1010")) == kernel
 
 
@@ -326,7 +326,7 @@ def test_settings_for_contact_are_none_of_entry_points() -> None:
         ((3, 3), [0, 1]),  # as in the directory
     ],
 )
-def test_order(priorities: tuple[int | None, int | None], order: list[int]) -> None:
+def test_book_b_3_3_3_order(priorities: tuple[int | None, int | None], order: list[int]) -> None:
     names = [VISA + b"\x02", VISA + b"\x01"]
     entries = [directory_entry(name, priority) for name, priority in zip(names, priorities, strict=True)]
     seen, _ = handed_over(card_with(*entries), visa())

@@ -250,7 +250,7 @@ def test_defaults() -> None:
         ("0980", "1F03", 1, "3F0000", "0000000001", Cvm.NONE),
     ],
 )
-def test_cvm(aip: str, rules: str, minor: int, results: str, tvr: str, cvm: Cvm) -> None:  # noqa: PLR0917
+def test_c2_7_5_cvm(aip: str, rules: str, minor: int, results: str, tvr: str, cvm: Cvm) -> None:  # noqa: PLR0917
     outcome = tap(card(aip, {"8E": bytes(8) + h(rules)}), minor=minor).outcome
     assert (tag(outcome, 0x9F34), tag(outcome, 0x95), card_of(outcome).cvm) == (results, tvr, cvm)
     if isinstance(outcome, Approved):
@@ -275,7 +275,7 @@ def test_cvm(aip: str, rules: str, minor: int, results: str, tvr: str, cvm: Cvm)
         ({0xDF8121: None}, {"9F46": None}, "22", 0x00),  # the default TAC: a card without CDA is not taken
     ],
 )
-def test_what_is_asked_for(
+def test_c2_6_7_what_is_asked_for(
     tags: Mapping[int, bytes | None], changes: Mapping[str, bytes | None], type_: str, p1: int
 ) -> None:
     result = tap(card(changes=changes, kinds=("AAC",)), tags, terminal={0x9F35: h(type_)})
@@ -357,7 +357,7 @@ def test_an_online_request_has_nothing_to_resume() -> None:
         ({"9F6E": h("0276000031")}, "20", 0x00, "TryAnotherInterface card_declined", MessageId.INSERT_CARD),
     ],
 )
-def test_where_a_decline_leads(
+def test_c2_6_9_where_a_decline_leads(
     changes: Mapping[str, bytes | None], data_input: str, type_: int, outcome: str, message: MessageId
 ) -> None:
     result = tap(card(changes=changes, kinds=("AAC",)), {0xDF8117: h(data_input)}, transaction_type=type_).outcome
@@ -569,7 +569,7 @@ def relaying(*lasts_us: int | None, times: bytes = TIMES, aip: str = RELAYING, *
         ((40_000,), "000000000E", 3),
     ],
 )
-def test_how_long_the_card_took(beyond_us: tuple[int, ...], tvr: str, attempts: int) -> None:
+def test_c2_3_10_how_long_the_card_took(beyond_us: tuple[int, ...], tvr: str, attempts: int) -> None:
     chip = relaying(*(ON_THE_AIR_US + each for each in beyond_us))
     outcome = tap(chip, {**RESIST, 0xDF8122: bytes(5)}).outcome
     assert (tag(outcome, 0x95), len(chip.challenges)) == (tvr, attempts)

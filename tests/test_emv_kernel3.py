@@ -114,7 +114,7 @@ def test_the_unpredictable_number_is_fresh_for_each_application() -> None:
         (0x9001, EndApplication("card_error")),
     ],
 )
-def test_status_words_of_get_processing_options(sw: int, outcome: Outcome) -> None:
+def test_c3_5_2_status_words_of_get_processing_options(sw: int, outcome: Outcome) -> None:
     result = attempt(replace(visa_card(), options_sw=sw))
     assert result.outcome == outcome
     assert result.commands[-1].ins == 0xA8
@@ -355,7 +355,7 @@ def test_pans_of_other_lengths(pan: str) -> None:
         ("RFU", "Declined card_declined"),
     ],
 )
-def test_cryptogram_types(kind: str, outcome: str) -> None:
+def test_c3_5_4_cryptogram_types(kind: str, outcome: str) -> None:
     assert word(attempt(visa_card(kind=kind)).outcome) == outcome
     assert word(attempt(visa_card({"9F27": None}, kind=kind)).outcome) == outcome  # then the IAD says it
 
@@ -416,7 +416,7 @@ def test_a_refund_asks_the_card_for_nothing() -> None:
         (None, "Declined expired"),
     ],
 )
-def test_expiry(expires: str | None, outcome: str) -> None:
+def test_c3_5_5_expiry(expires: str | None, outcome: str) -> None:
     value = None if expires is None else h(expires)
     assert word(attempt(visa_card({"5F24": value}, kind="TC")).outcome) == outcome
 
@@ -443,7 +443,7 @@ def test_expiry_is_the_hosts_affair_when_it_is_asked() -> None:
         (ExceptionEntry(Pan("4000001234567890")), "Approved none"),
     ],
 )
-def test_exception_file(entry: ExceptionEntry, outcome: str) -> None:
+def test_c3_5_5_exception_file(entry: ExceptionEntry, outcome: str) -> None:
     listed = replace(setup(), exceptions=frozenset({entry}))
     assert word(attempt(visa_card(kind="TC"), listed).outcome) == outcome
     assert PAN not in repr(listed)
@@ -476,7 +476,7 @@ def test_exception_file_without_a_sequence_number() -> None:
         ("0000", "", 0x01, 0, "0000", "Approved none"),
     ],
 )
-def test_usage_control(  # noqa: PLR0917
+def test_c3_5_5_usage_control(  # noqa: PLR0917
     usage: str, country: str, type_: int, other_minor: int, ctq: str, outcome: str
 ) -> None:
     card = visa_card({"9F07": h(usage) or None, "5F28": h(country) or None, "9F6C": h(ctq)}, kind="TC")
@@ -511,7 +511,7 @@ def test_an_approval_rests_on_fast_dda() -> None:
     ],
 )
 @pytest.mark.parametrize("how", ["certificate", "aip", "objects"])
-def test_failed_authentication(ttq: str, ctq: str | None, outcome: str, how: str) -> None:
+def test_c3_5_6_failed_authentication(ttq: str, ctq: str | None, outcome: str, how: str) -> None:
     changes: dict[str, bytes | None] = {"9F6C": h(ctq) if ctq else None}
     match how:
         case "certificate":
@@ -577,7 +577,7 @@ NEVER, ALWAYS = None, 0  # CVM required limit
         (NEITHER, ALWAYS, "Declined cvm_failed"),
     ],
 )
-def test_cvm_of_a_card_without_ctq(means: str, limit: int | None, outcome: str) -> None:
+def test_c3_5_7_cvm_of_a_card_without_ctq(means: str, limit: int | None, outcome: str) -> None:
     result = attempt(visa_card({"9F6C": None}), setup(visa(h(means + "004000"), cvm_required=limit)))
     assert word(result.outcome) == outcome
 
@@ -601,7 +601,7 @@ def test_cvm_of_a_card_without_ctq(means: str, limit: int | None, outcome: str) 
         ("0000", BOTH, NEVER, "OnlineRequest none"),
     ],
 )
-def test_cvm_of_a_card_with_ctq(ctq: str, means: str, limit: int | None, outcome: str) -> None:
+def test_c3_5_7_cvm_of_a_card_with_ctq(ctq: str, means: str, limit: int | None, outcome: str) -> None:
     result = attempt(visa_card({"9F6C": h(ctq)}), setup(visa(h(means + "004000"), cvm_required=limit)))
     assert word(result.outcome) == outcome
 

@@ -50,7 +50,7 @@ def test_published_vectors(case: Any) -> None:
         ("0002", None, Tvr.VERSIONS_DIFFER),  # a terminal that states none cannot claim the same
     ],
 )
-def test_version(card: str | None, terminal: str | None, found: Tvr) -> None:
+def test_book_3_10_4_1_application_version_number(card: str | None, terminal: str | None, found: Tvr) -> None:
     assert check(tag_9F08=card, tag_9F09=terminal) == found
 
 
@@ -82,7 +82,9 @@ def test_version(card: str | None, terminal: str | None, found: Tvr) -> None:
         ("0100", "0276", "20", "0", True),  # a refund is none of the services
     ],
 )
-def test_usage(usage: str | None, country: str | None, type_: str, other: str, allowed: bool) -> None:
+def test_book_3_10_4_2_application_usage_control(
+    usage: str | None, country: str | None, type_: str, other: str, allowed: bool
+) -> None:
     found = check(tag_9F07=usage, tag_5F28=country, tag_9C=type_, tag_9F03=other.zfill(12))
     assert found == (Tvr.NONE if allowed else Tvr.SERVICE_NOT_ALLOWED)
 
@@ -98,7 +100,7 @@ def test_usage(usage: str | None, country: str | None, type_: str, other: str, a
         ("13", "80", "02", False),
     ],
 )
-def test_atm(type_: str, capabilities: str, usage: str, allowed: bool) -> None:
+def test_book_3_10_4_2_atm(type_: str, capabilities: str, usage: str, allowed: bool) -> None:
     found = check(tag_9F35=type_, tag_9F40=capabilities + "00000000", tag_9F07=usage + "00")
     assert found == (Tvr.NONE if allowed else Tvr.SERVICE_NOT_ALLOWED)
 
@@ -118,5 +120,5 @@ def test_atm(type_: str, capabilities: str, usage: str, allowed: bool) -> None:
         ("270101", "250101", Tvr.NOT_YET_EFFECTIVE | Tvr.EXPIRED),
     ],
 )
-def test_dates(effective: str | None, expires: str, found: Tvr) -> None:
+def test_book_3_10_4_3_effective_and_expiration_dates(effective: str | None, expires: str, found: Tvr) -> None:
     assert check(tag_5F25=effective, tag_5F24=expires) == found

@@ -26,7 +26,7 @@ LOWER, UPPER, NEW = Tvr.LOWER_OFFLINE_LIMIT_EXCEEDED, Tvr.UPPER_OFFLINE_LIMIT_EX
     ("amount", "earlier", "exceeded"),
     [(4999, 0, False), (5000, 0, True), (5001, 0, True), (2500, 2499, False), (2500, 2500, True), (0, 5000, True)],
 )
-def test_floor_limit(amount: int, earlier: int, exceeded: bool) -> None:
+def test_book_3_10_6_1_floor_limits(amount: int, earlier: int, exceeded: bool) -> None:
     assert risk.floor_limit(amount, earlier, 5000) == (Tvr.FLOOR_LIMIT_EXCEEDED if exceeded else Tvr.NONE)
 
 
@@ -49,7 +49,7 @@ SELECTION = RandomSelection(threshold=2000, target_percent=20, max_target_percen
     ("amount", "percent"),
     [(0, 20), (1999, 20), (2000, 20), (2050, 21), (2099, 21), (3500, 50), (4950, 79), (4999, 79)],
 )
-def test_random_selection(amount: int, percent: int) -> None:
+def test_book_3_10_6_2_random_transaction_selection(amount: int, percent: int) -> None:
     """The chance rises in a straight line from 20 percent at 20.00 to 80 percent at the floor limit of 50.00."""
     hits = [number for number in range(1, 100) if risk.random_selection(amount, 5000, SELECTION, number)]
     assert hits == list(range(1, percent + 1))
@@ -86,7 +86,7 @@ def test_a_selection_that_cannot_be(values: tuple[int, int, int]) -> None:
         (None, 0, NEW | LOWER | UPPER),
     ],
 )
-def test_velocity(atc: int | None, last_online: int | None, found: Tvr) -> None:
+def test_book_3_10_6_3_velocity_checking(atc: int | None, last_online: int | None, found: Tvr) -> None:
     assert risk.velocity(atc, last_online, 2, 4) == found
 
 
@@ -115,7 +115,7 @@ def codes(denial: Tvr = Tvr.NONE, online: Tvr = Tvr.NONE, default: Tvr = Tvr.NON
         (Tvr.NONE, codes(Tvr.NONE, ~Tvr.NONE, ~Tvr.NONE), BOTH, AcType.TC),
     ],
 )
-def test_first_cryptogram(tvr: Tvr, with_codes: ActionCodes, reach: Reach, asked: AcType) -> None:
+def test_book_3_10_7_terminal_action_analysis(tvr: Tvr, with_codes: ActionCodes, reach: Reach, asked: AcType) -> None:
     assert decision.first(tvr, with_codes, reach) is asked
 
 
@@ -128,7 +128,7 @@ def test_first_cryptogram(tvr: Tvr, with_codes: ActionCodes, reach: Reach, asked
         (Tvr.NONE, codes(), OFFLINE, AcType.TC),
     ],
 )
-def test_unable_to_go_online(tvr: Tvr, with_codes: ActionCodes, reach: Reach, asked: AcType) -> None:
+def test_book_3_10_7_default_action_codes(tvr: Tvr, with_codes: ActionCodes, reach: Reach, asked: AcType) -> None:
     assert decision.unable_to_go_online(tvr, with_codes, reach) is asked
 
 
@@ -136,11 +136,11 @@ def test_unable_to_go_online(tvr: Tvr, with_codes: ActionCodes, reach: Reach, as
     ("type_", "reach"),
     [("21", ONLINE), ("24", ONLINE), ("22", BOTH), ("25", BOTH), ("23", OFFLINE), ("36", OFFLINE), ("", BOTH)],
 )
-def test_what_a_terminal_can_do(type_: str, reach: Reach) -> None:
+def test_book_4_a1_terminal_type(type_: str, reach: Reach) -> None:
     assert Reach.of(bytes.fromhex(type_)) is reach
 
 
-def test_action_codes_are_joined() -> None:
+def test_book_3_10_7_action_codes_are_joined() -> None:
     ours, theirs = Tvr.EXPIRED.encode(), Tvr.NEW_CARD.encode()
     found = ActionCodes.of(
         {

@@ -180,8 +180,7 @@ def issuer_key(objects: Mapping[int, bytes], rid: bytes, trust: Trust) -> Public
 
 
 def icc_key(issuer: PublicKey, objects: Mapping[int, bytes], static_data: bytes, date: datetime.date) -> PublicKey:
-    """Recover the card's public key (Book 2, 6.4). Raises `AuthenticationFailed`."""
-    _require(objects, Tag.ICC_CERTIFICATE, Tag.ICC_EXPONENT, Tag.PAN)
+    """Recover the card's public key (Book 2, 6.4), all objects being there. Raises `AuthenticationFailed`."""
     certificate = _Certificate.recover(
         issuer,
         objects[Tag.ICC_CERTIFICATE],
@@ -304,7 +303,7 @@ def fast_dda_over(
     """The same, over terminal dynamic data that is already put together."""
     related = Kernel3Tag.CARD_AUTHENTICATION_RELATED_DATA
     try:
-        _require(objects, Tag.SIGNED_DYNAMIC_DATA, Tag.ICC_CERTIFICATE, Tag.ICC_EXPONENT, Tag.ATC, related)
+        _require(objects, Tag.SIGNED_DYNAMIC_DATA, Tag.ATC, related)
         icc = card_key(objects, rid, records, trust)
         if objects[related][0] != FAST_DDA_VERSION:
             raise AuthenticationFailed("signature")
