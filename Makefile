@@ -27,7 +27,7 @@ coverage: $(READY)
 demo: $(READY)
 	$(BIN)/payterm-sim demo
 
-test: check processes
+test: check coverage processes
 
 check: lint types contracts unit
 

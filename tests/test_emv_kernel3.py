@@ -526,6 +526,35 @@ def test_c3_5_6_failed_authentication(ttq: str, ctq: str | None, outcome: str, h
         assert result.ui.message is MessageId.INSERT_CARD
 
 
+def sda_card(dac: bytes | None = None, **changes: bytes | None) -> Card:
+    """A card without keys of its own: static data, signed by its issuer once."""
+    pki = Pki()
+    signed = tlv("5F25", h("200101"))
+    return visa_card(
+        {"82": h("4000"), "9F46": None, "9F4B": None, "9F69": None, "93": dac or pki.sign_static(signed), **changes},
+        kind="TC",
+    )
+
+
+def test_c3_5_6_static_data_authentication() -> None:
+    outcome = attempt(sda_card()).outcome
+    assert card_read(outcome).oda == OdaResult(OdaStatus.OK, OdaMethod.SDA)
+    assert isinstance(outcome, Approved)
+    assert card_read(outcome).tags[0x9F45] == h("DAC0")
+    false = attempt(sda_card(Pki().sign_static(b"other data"), **{"9F6C": h("2000")})).outcome
+    assert isinstance(false, OnlineRequest)
+    assert false.card.oda == OdaResult(OdaStatus.FAILED, OdaMethod.SDA, "signature")
+
+
+@pytest.mark.parametrize(
+    ("aosa", "left"), [("000000004200", 4200), ("0000004200", None), ("00000000420A", None), (None, None)]
+)
+def test_what_is_left_on_the_card_is_for_the_cardholder(aosa: str | None, left: int | None) -> None:
+    outcome = attempt(visa_card({"9F5D": h(aosa) if aosa else None}, kind="TC")).outcome
+    assert isinstance(outcome, Approved)
+    assert outcome.ui.balance_minor == left
+
+
 @pytest.mark.parametrize("name", ["amount", "signature of another card", "un"])
 def test_what_fast_dda_protects(name: str) -> None:
     match name:

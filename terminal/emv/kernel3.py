@@ -6,7 +6,7 @@ it: an approval may become an online request or a decline, a decline stays one.
 
     initiate application, read records   the conversation                      (C-3, 5.2 to 5.4)
     processing restrictions              expiry, exception file, usage control (C-3, 5.5)
-    offline data authentication          fast DDA                              (C-3, 5.6)
+    offline data authentication          fast DDA, else SDA                    (C-3, 5.6)
     cardholder verification              CTQ against TTQ                       (C-3, 5.7)
 
 A card that vanishes during this kernel is Try Again, not Torn. The cryptogram may have been computed, but nothing was
@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 
 from terminal.emv import authentication, dol, restrictions, risk, selection
 from terminal.emv.apdu import CardRemoved, Exchange, transceive
+from terminal.emv.authentication import AuthenticationFailed
 from terminal.emv.configuration import Activation, Environment, Request, Setup, transaction_objects
 from terminal.emv.decision import AcType
 from terminal.emv.initiation import get_processing_options, receive_processing_options
@@ -37,6 +38,7 @@ from terminal.emv.outcome import (
     Declined,
     EndApplication,
     MessageId,
+    OdaMethod,
     OdaResult,
     OdaStatus,
     OnlineRequest,
@@ -265,13 +267,20 @@ def _decide(transaction: _Transaction, environment: Environment) -> Outcome:
     match verdict.decision:
         case _Decision.APPROVE:
             message = MessageId.APPROVED_SIGN if cvm is Cvm.SIGNATURE else MessageId.APPROVED
-            return Approved(card_read, UiRequest(message, Status.CARD_READ_OK))
+            return Approved(card_read, UiRequest(message, Status.CARD_READ_OK, balance_minor=_left(transaction.card)))
         case _Decision.ONLINE:
             return OnlineRequest(card_read)
         case _Decision.DECLINE:
             return Declined(verdict.reason, card_read)
         case _Decision.OTHER_INTERFACE:
             return TryAnotherInterface(verdict.reason, UiRequest(verdict.message, Status.PROCESSING_ERROR))
+
+
+def _left(card: Mapping[int, bytes]) -> int | None:
+    """What the card may still spend offline, for the cardholder: available offline spending amount 9F5D (C-3, 5.8)."""
+    amount = card.get(Kernel3Tag.AVAILABLE_OFFLINE_SPENDING_AMOUNT, b"")
+    whole = len(amount) == Kernel3Tag.AVAILABLE_OFFLINE_SPENDING_AMOUNT.length_max and amount.hex().isdecimal()
+    return int(amount.hex()) if whole else None
 
 
 def _card_decision(transaction: _Transaction) -> _Verdict:
@@ -326,7 +335,7 @@ def _check_usage(transaction: _Transaction) -> _Verdict:
 def _authenticate(transaction: _Transaction, verdict: _Verdict) -> tuple[_Verdict, OdaResult]:
     """Offline data authentication (C-3, 5.6): an approval rests on it, an online request only reports it."""
     if verdict.decision is _Decision.APPROVE:
-        oda = _fast_dda(transaction)
+        oda = _offline_authentication(transaction)
         return (verdict if oda.status is OdaStatus.OK else _after_failed_oda(transaction)), oda
     if verdict.decision is _Decision.ONLINE and transaction.terminal_can(_Ttq.ODA_FOR_ONLINE):
         # Decides nothing here, but the host sees it, and whoever defers an authorisation must know it.
@@ -336,15 +345,38 @@ def _authenticate(transaction: _Transaction, verdict: _Verdict) -> tuple[_Verdic
     return verdict, OdaResult()
 
 
+def _offline_authentication(transaction: _Transaction) -> OdaResult:
+    """What the card offers, the better one first: fast DDA, or static data that anybody may have copied."""
+    profile = Aip.decode(transaction.card[Tag.AIP])
+    if not profile & Aip.DDA and profile & Aip.SDA:
+        return _static(transaction)
+    return _fast_dda(transaction)
+
+
+def _static(transaction: _Transaction) -> OdaResult:
+    card = transaction.card
+    try:
+        card[Tag.DATA_AUTHENTICATION_CODE] = authentication.sda(
+            card, _rid(transaction), transaction.records, transaction.setup.trust(transaction.request)
+        )
+    except AuthenticationFailed as failed:
+        return OdaResult(OdaStatus.FAILED, OdaMethod.SDA, failed.reason)
+    return OdaResult(OdaStatus.OK, OdaMethod.SDA)
+
+
 def _fast_dda(transaction: _Transaction) -> OdaResult:
     if not Aip.decode(transaction.card[Tag.AIP]) & Aip.DDA:
         return OdaResult(OdaStatus.NOT_PERFORMED, reason="not_supported")
     return authentication.fast_dda(
         {**transaction.card, **transaction.terminal},
-        transaction.activation.combination.aid[: authentication.RID_BYTES],
+        _rid(transaction),
         transaction.records,
         transaction.setup.trust(transaction.request),
     )
+
+
+def _rid(transaction: _Transaction) -> bytes:
+    return transaction.activation.combination.aid[: authentication.RID_BYTES]
 
 
 def _after_failed_oda(transaction: _Transaction) -> _Verdict:
