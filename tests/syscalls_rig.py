@@ -203,6 +203,12 @@ def said_honestly(run: Run, where: str, count: int = SALES) -> None:
         if len(run.acknowledged) < count:
             raise PromiseBroken(f"{where}: says that all is well after {len(run.acknowledged)} of {count} sales")
         return
+    if (
+        run.code == sales.EXIT_NOT_MADE
+        and "payterm-sim: the storage failed" in run.said
+        and "Traceback" not in run.said
+    ):
+        return  # it was still trying to get its storage back when the customers, who were told so, went away
     if run.code != EXIT_LEDGER or "payterm-sim: " not in run.said or "Traceback" in run.said:
         raise PromiseBroken(f"{where}: ended with {run.code} and no word that helps:\n{run.said}")
     if not any(picture in run.said for picture in panel("ledger", "key")):
