@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -505,6 +506,28 @@ def test_a_ca_key_of_exponent_2_authenticates_nothing() -> None:
     key = replace(Pki().ca_key, exponent=b"\x02", checksum=None)
     believed = Trust(CaKeys([key]), frozenset(), DATE)
     assert authentication.fast_dda(card(Pki()), RID, STATIC, believed) == failed("issuer_certificate")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rid": RID[:4]}, "A0000000/92: a RID has 5 bytes"),
+        ({"index": 0x100}, "A000000003/100: a RID has 5 bytes and an index one"),
+        ({"modulus": b""}, "A000000003/92: a modulus has 1 to 256 bytes"),
+        ({"modulus": bytes(257)}, "A000000003/92: a modulus has 1 to 256 bytes"),
+        ({"checksum": bytes(20)}, "A000000003/92 does not match its checksum"),
+    ],
+)
+def test_a_key_that_is_refused_is_named(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(CaKeyError, match=re.escape(says)):
+        CaKey(**{"rid": RID, "index": 0x92, "modulus": bytes(64), "exponent": b"\x03", "checksum": None, **change})
+
+
+def test_the_bounds_of_a_key_are_keys() -> None:
+    keys = [CaKey(RID, index, bytes(size), bytes(exponent)) for index, size, exponent in ((0, 1, 1), (0xFF, 256, 3))]
+    assert list(CaKeys(keys)) == keys
+    with pytest.raises(CaKeyError, match="two different CA public keys A000000003/FF: remove one"):
+        CaKeys([*keys, CaKey(RID, 0xFF, bytes(7), b"\x03")])
 
 
 def test_without_a_checksum_none_is_checked() -> None:
